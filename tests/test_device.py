@@ -1,0 +1,56 @@
+"""Device and precision: what is chosen, and what is refused."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from utils import device
+
+
+def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device.pick().type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device.pick().type == "mps"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert device.pick().type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "tpu"])
+def test_unknown_device_is_named(name):
+    with pytest.raises(ValueError, match=f"'{name}'.*choose auto"):
+        device.pick(name)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_precision_on_cuda_follows_the_generation(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda where: capability)
+    assert device.pick_precision(torch.device("cuda")) == expected
+
+
+def test_precision_on_the_cpu():
+    cpu = torch.device("cpu")
+    assert device.pick_precision(cpu) == ("bf16" if device.cpu_multiplies_bf16() else "fp32")
+    assert device.pick_precision(cpu, "fp32") == "fp32"
+    with pytest.raises(ValueError, match="'fp8'.*fp32, bf16, fp16"):
+        device.pick_precision(cpu, "fp8")
+    with pytest.raises(ValueError, match="fp16.*CUDA"):
+        device.pick_precision(cpu, "fp16")
+
+
+def test_cpu_kept_from_its_bf16_instructions_trains_in_fp32():
+    limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    code = "from utils import device; print(device.describe('cpu')['precision'])"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | limits, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "fp32"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_autocast_multiplies_in_the_precision(precision):
+    with device.autocast(torch.device("cpu"), precision):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == device.PRECISIONS[precision]

@@ -1,0 +1,206 @@
+"""The network against torchvision's residual block, torch's own initializers, and what can be measured on it."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+from utils.model import CNN, NORMS, POOLS, Block, CNNConfig, parts, receptive_fields
+
+
+def copy_block(theirs: BasicBlock, ours: Block) -> None:
+    """Give torchvision's block the weights of ours."""
+    pairs = [(theirs.conv1, ours.conv1), (theirs.bn1, ours.norm1), (theirs.conv2, ours.conv2), (theirs.bn2, ours.norm2)]
+    if theirs.downsample is not None:
+        pairs.append((theirs.downsample, ours.shortcut))
+    for target, source in pairs:
+        target.load_state_dict(source.state_dict())
+
+
+@pytest.mark.parametrize("halve", [False, True])
+def test_block_is_torchvisions_basic_block(halve):
+    torch.manual_seed(0)
+    fan_out = 16 if halve else 8
+    ours = Block(CNNConfig(), 8, fan_out, halve)
+    downsample = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16)) if halve else None
+    nn.init.uniform_(ours.norm2.weight)
+    theirs = BasicBlock(8, fan_out, stride=2 if halve else 1, downsample=downsample)
+    copy_block(theirs, ours)
+    images = torch.randn(4, 8, 13, 13)
+    torch.testing.assert_close(ours(images), theirs(images))
+    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
+
+
+@pytest.mark.parametrize(("size", "sides"), [((28, 28), (14, 14, 7, 4, 2)), ((8, 8), (4, 4, 2, 1, 1)), ((33, 33), (17, 17, 9, 5, 3))])
+@pytest.mark.parametrize(("pool", "everywhere"), [*product(POOLS, [False]), ("max", True), ("average", True)])
+def test_each_layer_doubles_the_channels_and_halves_the_image(size, sides, pool, everywhere):
+    model = CNN(CNNConfig(width=4, pool=pool, pool_everywhere=everywhere))
+    x = model.stem(torch.randn(2, 1, *size))
+    assert x.shape == (2, 4, sides[0], sides[0])
+    for layer, (block, side) in enumerate(zip(model.layers, sides[1:], strict=True)):
+        x = block(x)
+        assert x.shape == (2, 4 * 2**layer, side, side)
+    assert model(torch.randn(3, 1, *size)).shape == (3, 10)
+
+
+def test_max_pooling_stands_once_in_the_default_network():
+    assert sum(isinstance(module, nn.MaxPool2d) for module in CNN().modules()) == 1
+    assert sum(isinstance(module, nn.MaxPool2d) for module in CNN(CNNConfig(pool_everywhere=True)).modules()) == 4
+
+
+def test_pooling_before_norm_and_relu_changes_nothing_for_positive_gammas():
+    stem = CNN().stem.eval()
+    images = torch.randn(8, 1, 28, 28)
+    usual = stem.pool(stem.activation(stem.norm(stem.conv(images))))
+    torch.testing.assert_close(stem(images), usual)
+
+
+def test_oblong_and_colour_images():
+    assert CNN(CNNConfig(in_channels=3, num_classes=7, width=4))(torch.randn(2, 3, 20, 41)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_norm_trains_a_step(norm):
+    model = CNN(CNNConfig(width=6, norm=norm))
+    model(torch.randn(4, 1, 28, 28)).sum().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_layer_norm_is_torchs_layer_norm_over_each_image():
+    norm = CNN(CNNConfig(width=6, norm="layer")).stem.norm
+    x = torch.randn(5, 6, 9, 9)
+    torch.testing.assert_close(norm(x), nn.functional.layer_norm(x, x.shape[1:]))
+
+
+@pytest.mark.parametrize("depth", [4, 5, 10, 100])
+def test_depth_counts_blocks_of_two_convolutions(depth):
+    config = CNNConfig(width=1, depth=depth)
+    model = CNN(config)
+    main_path = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(main_path) + 1 == config.weighted_layers == 2 * depth + 2
+    assert sum(config.blocks) == depth
+    assert max(config.blocks) - min(config.blocks) <= 1
+
+
+def test_without_residual_the_network_is_a_chain():
+    model = CNN(CNNConfig(width=4, residual=False, norm="none"))
+    block = model.layers[1][0]
+    x = torch.randn(2, 4, 14, 14)
+    torch.testing.assert_close(block(x), block.conv2(block.conv1(x).relu()).relu())
+    assert not any("shortcut" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize(("where", "expected"), [("none", 0), ("head", 1), ("everywhere", 5)])
+def test_dropout_stands_where_it_is_asked_for(where, expected):
+    model = CNN(CNNConfig(dropout=0.3 if expected else 0.0, dropout_where=where))
+    assert sum(isinstance(module, nn.Dropout) for module in model.modules()) == expected
+    images = torch.randn(2, 1, 28, 28)
+    assert torch.equal(model.eval()(images), model(images))
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "group"])
+def test_zero_init_makes_every_block_start_as_its_shortcut(norm):
+    block = CNN(CNNConfig(width=4, norm=norm)).layers[0][0]
+    x = torch.randn(2, 4, 9, 9).relu()
+    assert torch.equal(block(x), x)
+    assert not torch.equal(CNN(CNNConfig(width=4, norm=norm, zero_init_residual=False)).layers[0][0](x), x)
+
+
+def test_zero_init_leaves_a_network_without_residuals_alone():
+    images = torch.randn(2, 1, 28, 28)
+    assert CNN(CNNConfig(width=4, residual=False)).eval()(images).std() > 0
+    assert all((norm.weight == 1).all() for norm in CNN(CNNConfig(residual=False)).modules() if isinstance(norm, nn.BatchNorm2d))
+
+
+def weights(init: str | float, activation: str = "relu") -> torch.Tensor:
+    torch.manual_seed(0)
+    return CNN(CNNConfig(width=32, init=init, activation=activation)).layers[3][0].conv2.weight
+
+
+@pytest.mark.parametrize(
+    ("init", "reference"),
+    [
+        ("he", lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu")),
+        ("xavier", nn.init.xavier_normal_),
+        ("default", lambda w: nn.init.kaiming_uniform_(w, a=math.sqrt(5))),
+        (0.7, lambda w: nn.init.normal_(w, std=0.7 / math.sqrt(w[0].numel()))),
+    ],
+)
+def test_initial_weights_have_torchs_distribution(init, reference):
+    ours = weights(init)
+    theirs = reference(torch.empty_like(ours))
+    assert ours.std().item() == pytest.approx(theirs.std().item(), rel=0.01)
+    assert ours.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.3)
+
+
+def test_default_init_is_what_pytorch_draws():
+    torch.manual_seed(0)
+    assert torch.equal(CNN(CNNConfig(init="default")).stem.conv.weight, (torch.manual_seed(0), nn.Conv2d(1, 32, 3, bias=False).weight)[1])
+
+
+def test_table_counts_what_the_formulas_give():
+    rows = {name: (shape, parameters, flops) for name, shape, parameters, flops, _ in parts(CNN(), 28)}
+    assert rows["layer 1"] == ((32, 14, 14), 2 * (9 * 32 * 32 + 2 * 32), 2 * 2 * 9 * 32 * 32 * 14 * 14)
+    assert rows["stem"][2] == 2 * 9 * 32 * 28 * 28  # the convolution runs at full size, the pooling after it is not counted
+    assert rows["layer 4"][2] == 2 * 2 * 2 * (9 * 128 * 256 + 9 * 256 * 256 + 128 * 256)
+    assert sum(row[1] for row in rows.values()) == sum(weight.numel() for weight in CNN().parameters())
+    printed = str(CNN())
+    assert "1,228,394" in printed
+    assert "27,981,824" in printed
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_receptive_field_is_what_the_gradient_reaches(everywhere):
+    model = CNN(CNNConfig(width=1, norm="none", pool="average", pool_everywhere=everywhere)).eval()
+    for weight in model.parameters():
+        nn.init.constant_(weight, 0.1)
+    images = torch.ones(1, 1, 160, 160, dtype=torch.float64, requires_grad=True)
+    x = model.double().stem(images)
+    fields = receptive_fields(model)
+    for index, layer in enumerate(model.layers):
+        x = layer(x)
+        (gradient,) = torch.autograd.grad(x[0, 0, x.shape[2] // 2, x.shape[3] // 2], images, retain_graph=True)
+        reached = (gradient[0, 0] != 0).any(dim=0).sum().item()
+        assert reached == fields[f"layers.{index}"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("in_channels", 0),
+        ("num_classes", 1),
+        ("width", -3),
+        ("width", 2.5),
+        ("depth", 3),
+        ("depth", True),
+        ("residual", "yes"),
+        ("norm", "bathc"),
+        ("dropout", 1.0),
+        ("dropout", float("nan")),
+        ("dropout", 0.5),  # without a place
+        ("dropout_where", "head"),  # without a rate
+        ("init", "kaiming"),
+        ("init", 0.0),
+        ("init", float("nan")),
+        ("pool", "min"),
+        ("activation", "swish"),
+    ],
+)
+def test_config_refuses(field, value):
+    with pytest.raises(ValueError, match=rf"{field}=.*") as error:
+        CNNConfig(**{field: value})
+    assert repr(value) in str(error.value)
+
+
+def test_config_refuses_pooling_everywhere_by_stride():
+    with pytest.raises(ValueError, match="pool_everywhere"):
+        CNNConfig(pool="stride", pool_everywhere=True)
+
+
+@pytest.mark.parametrize(("shape", "words"), [((2, 1, 7, 28), "7×28"), ((2, 3, 28, 28), "in_channels=1"), ((1, 28, 28), "N×1×H×W")])
+def test_forward_refuses_images_it_cannot_take(shape, words):
+    with pytest.raises(ValueError, match=words):
+        CNN()(torch.zeros(shape))

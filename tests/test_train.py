@@ -1,0 +1,309 @@
+"""The loop against a plain one, torch's own schedules, and itself after an interruption."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from utils import checkpoint, data, train
+from utils.model import CNN, CNNConfig
+from utils.train import Recipe
+
+SMALL = CNNConfig(width=4)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """640 training and 200 validation images of Fashion-MNIST."""
+    images = data.load().take(640)
+    return replace(images, validation=images.validation[torch.arange(0, 5000, 25)])
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bit-identical results are promised for one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def fit(images, recipe, config=SMALL, **options):
+    torch.manual_seed(recipe.seed)
+    model = CNN(config)
+    history = train.fit(model, images, recipe, device="cpu", **{"precision": "fp32", "progress": False} | options)
+    return model, history
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_fit_does_what_a_plain_loop_does(tiny):
+    """Clipping, smoothing, EMA, momentum, decay and schedule each by torch's own function, or by its formula."""
+    recipe = Recipe(epochs=2, batch_size=128, lr=0.1, warmup=0.2, label_smoothing=0.1, clip=1.0, ema=0.9)
+    model, history = fit(tiny, recipe)
+
+    torch.manual_seed(0)
+    plain = CNN(SMALL).to(memory_format=torch.channels_last)
+    stats = data.channel_stats(tiny.train.images)
+    batches = data.Batches(tiny.train, stats, 128, shuffle=True, drop_last=True, crop_padding=recipe.crop_padding, flip=True)
+    decayed = [weight for weight in plain.parameters() if weight.ndim > 1]
+    kept = [weight for weight in plain.parameters() if weight.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+    steps = 2 * len(batches)
+    rise = [(step + 1) / (0.2 * steps + 1) for step in range(2)]
+    fall = [(steps - step) / (0.8 * steps) for step in range(2, steps + 1)]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, (rise + fall).__getitem__)
+    average = {name: value.clone() for name, value in plain.state_dict().items()}
+    losses = []
+    for _ in range(2):
+        for step, (images, labels) in enumerate(batches):
+            loss = F.cross_entropy(plain(images), labels, label_smoothing=0.1)
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            first = len(losses) == 1
+            for name, value in plain.state_dict().items():
+                if value.is_floating_point():
+                    average[name] = value.clone() if first else 0.9 * average[name] + 0.1 * value
+    found = model.state_dict()
+    for name, value in average.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    assert history.last("train", "loss") == pytest.approx(sum(losses[5:]) / 5, rel=1e-5)
+
+
+def test_history_is_tidy(tiny):
+    _, history = fit(tiny, Recipe(epochs=2, batch_size=128), run="a")
+    assert list(history.columns) == ["run", "epoch", "step", "split", "metric", "value", "seconds"]
+    assert set(history["run"]) == {"a"}
+    assert history.groupby(["split", "metric"]).size().eq(2).all()
+    assert {"loss", "accuracy"} == set(history.loc[history["split"] == "validation", "metric"])
+    assert list(history.loc[history["metric"] == "lr", "step"]) == [5, 10]
+    assert history["seconds"].is_monotonic_increasing
+    assert type(history[history["epoch"] == 1]) is train.History
+    with pytest.raises(KeyError, match="no test loss.*validation accuracy"):
+        history.last("test", "loss")
+
+
+def test_accuracy_is_correct_over_total_for_any_batch(tiny, monkeypatch):
+    model = CNN(SMALL).eval()
+    stats = data.channel_stats(tiny.train.images)
+    results = []
+    for size in (7, 200):
+        monkeypatch.setattr(train, "EVAL_BATCH", size)
+        results.append(train.evaluate(model, tiny.validation, stats, device="cpu", precision="fp32"))
+    logits = model(data.normalize(tiny.validation.images, stats))
+    expected = (logits.argmax(1) == tiny.validation.labels).sum().item() / 200
+    assert results[0]["accuracy"] == results[1]["accuracy"] == expected
+    assert results[0]["loss"] == pytest.approx(F.cross_entropy(logits, tiny.validation.labels).item(), rel=1e-5)
+
+
+def test_evaluate_leaves_the_mode_as_it_was(tiny):
+    model = CNN(SMALL).train()
+    train.evaluate(model, tiny.validation, data.channel_stats(tiny.train.images), device="cpu")
+    assert model.training
+
+
+def test_weight_decay_spares_norms_and_biases():
+    model = CNN(CNNConfig(norm="batch"))
+    groups = train.make_optimizer(model, Recipe(weight_decay=0.01)).param_groups
+    by_id = {id(weight): group["weight_decay"] for group in groups for weight in group["params"]}
+    for name, weight in model.named_parameters():
+        spared = "norm" in name or name.endswith("bias") or "shortcut.1" in name
+        assert by_id[id(weight)] == (0.0 if spared else 0.01), name
+
+
+def planned_lrs(recipe: Recipe, steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], recipe.lr)
+    schedule = train.make_schedule(optimizer, recipe, steps)
+    lrs = []
+    for _ in range(steps):
+        lrs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return lrs
+
+
+def test_one_cycle_is_torchs_one_cycle():
+    """Over 1,000 steps the two differ by less than one step's change."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.5, total_steps=1000, pct_start=0.2, anneal_strategy="linear", cycle_momentum=False, div_factor=1e6
+    )
+    for lr in planned_lrs(Recipe(lr=0.5, warmup=0.2), 1000):
+        assert lr == pytest.approx(theirs.get_last_lr()[0], abs=0.5 / 200)
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 50])
+@pytest.mark.parametrize("schedule", train.SCHEDULES)
+def test_schedules_never_leave_zero_to_peak(schedule, steps):
+    lrs = planned_lrs(Recipe(lr=0.5, schedule=schedule), steps)
+    assert 0 < min(lrs) <= max(lrs) <= 0.5
+    assert max(lrs) >= 0.25
+    assert steps < 50 or schedule == "constant" or lrs[-1] < 0.02
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others(tiny):
+    config = CNNConfig(width=4, dropout=0.2, dropout_where="everywhere")
+    runs = [fit(tiny, Recipe(epochs=1, batch_size=128, seed=seed), config)[0] for seed in (3, 3, 4)]
+    assert same_weights(runs[0], runs[1])
+    assert not same_weights(runs[0], runs[2])
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(epoch: int):
+    def on_epoch(history):
+        if history["epoch"].max() == epoch:
+            raise Interrupted
+
+    return on_epoch
+
+
+@pytest.mark.parametrize(("ema", "schedule"), [(0.0, "one-cycle"), (0.9, "cosine")])
+def test_resume_ends_in_bit_identical_weights(tiny, tmp_path, ema, schedule):
+    config = CNNConfig(width=4, dropout=0.2, dropout_where="everywhere")
+    recipe = Recipe(epochs=4, batch_size=128, ema=ema, schedule=schedule)
+    undisturbed, expected = fit(tiny, recipe, config)
+    for epoch in (1, 3):
+        with pytest.raises(Interrupted):
+            fit(tiny, recipe, config, out=tmp_path, resume=epoch == 3, on_epoch=interrupt_after(epoch))
+    resumed, history = fit(tiny, recipe, config, out=tmp_path, resume=True)
+    assert same_weights(undisturbed, resumed)
+    assert not same_weights(undisturbed, fit(tiny, replace(recipe, seed=1), config)[0])
+    timed = history["metric"] == "images_per_second"
+    assert history.loc[~timed, "value"].tolist() == expected.loc[~timed, "value"].tolist()
+    kept, card = checkpoint.load_model(tmp_path)
+    assert same_weights(kept, resumed)
+    assert card["epoch"] == 4
+    assert card["class_names"] == list(tiny.class_names)
+
+
+def test_resume_refuses_another_run(tiny, tmp_path):
+    recipe = Recipe(epochs=1, batch_size=128)
+    fit(tiny, recipe, out=tmp_path)
+    before = (tmp_path / checkpoint.STATE_FILE).read_bytes()
+    with pytest.raises(checkpoint.CheckpointError, match=r"recipe.lr was 0\.4 and is 0\.2"):
+        fit(tiny, replace(recipe, lr=0.2), out=tmp_path, resume=True)
+    with pytest.raises(checkpoint.CheckpointError, match="network.depth was 4 and is 5"):
+        fit(tiny, recipe, CNNConfig(width=4, depth=5), out=tmp_path, resume=True)
+    with pytest.raises(checkpoint.CheckpointError, match="checksum"):
+        fit(tiny.take(320), recipe, out=tmp_path, resume=True)
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint at"):
+        fit(tiny, recipe, out=tmp_path / "nothing", resume=True)
+    with pytest.raises(ValueError, match="resume=True without out"):
+        fit(tiny, recipe, resume=True)
+    assert (tmp_path / checkpoint.STATE_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("norm", ["none"])
+def test_diverged_loss_stops_at_once_and_keeps_the_last_checkpoint(tiny, tmp_path, norm):
+    """The weights are made NaN after the first epoch, so that the first step of the second one (step 6) is the bad one."""
+    torch.manual_seed(0)
+    model = CNN(replace(SMALL, norm=norm))
+
+    def spoil(history):
+        with torch.no_grad():
+            model.head.weight.fill_(math.nan)
+
+    with pytest.raises(train.Diverged, match=r"nan at step 6: .*--lr"):
+        train.fit(
+            model, tiny, Recipe(epochs=2, batch_size=128, lr=0.01), device="cpu", progress=False, out=tmp_path, on_epoch=spoil
+        )
+    kept, card = checkpoint.load_model(tmp_path)
+    assert card["epoch"] == 1
+    assert all(weight.isfinite().all() for weight in kept.parameters())
+
+
+def test_too_high_a_learning_rate_is_reported_not_trained_on(tiny):
+    with pytest.raises(train.Diverged, match="step"):
+        fit(tiny, Recipe(epochs=3, batch_size=64, lr=1e6), replace(SMALL, norm="none"))
+
+
+def test_meter_finds_the_step_on_a_device_that_is_not_asked_every_step():
+    meter = train.Meter(torch.device("cpu"), steps=3, first_step=10)
+    meter.losses = torch.tensor([1.0, math.inf, math.nan])
+    meter.step = meter.count = 3
+    with pytest.raises(train.Diverged, match="inf at step 12"):
+        meter.result()
+
+
+def test_bf16_trains_like_fp32(tiny):
+    recipe = Recipe(epochs=2, batch_size=64, lr=0.1)
+    losses = [fit(tiny, recipe, precision=precision)[1].last("train", "loss") for precision in ("fp32", "bf16")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_any_network_trains(tiny, tmp_path):
+    """torchvision's resnet18 takes three channels: the grey images three times."""
+    rgb = data.Split(tiny.train.images.expand(-1, 3, -1, -1), tiny.train.labels)[torch.arange(128)]
+    colour = replace(tiny, train=rgb, validation=data.Split(rgb.images[:32], rgb.labels[:32]))
+    model = torchvision.models.resnet18(num_classes=10)
+    recipe = Recipe(epochs=4, batch_size=64, lr=0.05)
+    history = train.fit(model, colour, recipe, device="cpu", progress=False, out=tmp_path)
+    losses = history.loc[(history["split"] == "train") & (history["metric"] == "loss"), "value"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    with pytest.raises(checkpoint.CheckpointError, match="not the course's CNN"):
+        checkpoint.load_model(tmp_path)
+    resumed = torchvision.models.resnet18(num_classes=10)
+    train.fit(resumed, colour, recipe, device="cpu", progress=False, out=tmp_path, resume=True)
+    assert same_weights(model, resumed)
+
+
+def test_202_weighted_layers_train():
+    """Loss falls clearly within one epoch on 5,000 images (width 4 here: the depth is what is tested)."""
+    images = data.load().take(5000)
+    images = replace(images, validation=images.validation[torch.arange(0, 5000, 50)])
+    torch.manual_seed(0)
+    model = CNN(CNNConfig(width=4, depth=100))
+    history = train.fit(model, images, Recipe(epochs=1, batch_size=128), device="cpu", progress=False)
+    assert model.config.weighted_layers == 202
+    assert history.last("validation", "loss") < 0.75 * math.log(10)  # ln 10 is the loss of guessing
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("lr", 0),
+        ("lr", -0.1),
+        ("lr", math.nan),
+        ("lr", math.inf),
+        ("lr", "fast"),
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("batch_size", 0),
+        ("schedule", "cyclic"),
+        ("warmup", 1.0),
+        ("momentum", 1.0),
+        ("weight_decay", -1e-4),
+        ("label_smoothing", 1.0),
+        ("clip", math.nan),
+        ("ema", 1.0),
+        ("crop_padding", -1),
+        ("flip", "no"),
+        ("seed", -1),
+    ],
+)
+def test_recipe_refuses(field, value):
+    with pytest.raises(ValueError, match=f"{field}=") as error:
+        Recipe(**{field: value})
+    assert repr(value) in str(error.value)
+
+
+def test_batch_larger_than_the_set_is_refused(tiny):
+    with pytest.raises(ValueError, match="641.*640"):
+        fit(tiny, Recipe(batch_size=641))

@@ -1,0 +1,85 @@
+"""Where a network runs, and in which precision: the only place that decides either."""
+
+import contextlib
+import os
+import platform
+
+import torch
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick(name: str = "auto") -> torch.device:
+    """Return the device called `name`: "auto" (CUDA before MPS before CPU), "cpu", "cuda", "cuda:1", "mps".
+
+    Raises ValueError if there is no such device on this machine.
+    """
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in have.items() if there))
+    kind, _, index = str(name).partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not have.get(kind) or (index and not (index.isdigit() and int(index) < count)):
+        there = ", ".join(kind for kind, is_there in have.items() if is_there)
+        raise ValueError(f"device {str(name)!r} is not on this machine: choose auto or one of {there}")
+    return torch.device(name)
+
+
+def pick_precision(device: torch.device, name: str = "auto") -> str:
+    """Return "fp32", "bf16" or "fp16". "auto" is the fastest one that `device` multiplies natively and trains in safely.
+
+    bf16 on CUDA from Ampere on and on CPUs with AMX or AVX512-BF16 instructions; fp16 (with loss scaling) on older CUDA;
+    fp32 elsewhere. Raises ValueError for an unknown name, and for fp16 on a CPU (its gradients underflow without loss scaling).
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        return "bf16" if device.type == "cpu" and cpu_multiplies_bf16() else "fp32"
+    if name not in PRECISIONS:
+        raise ValueError(f"precision {name!r} is unknown: choose auto or one of {', '.join(PRECISIONS)}")
+    if name == "fp16" and device.type != "cuda":
+        raise ValueError(f"precision 'fp16' needs a CUDA device, and this one is {device.type!r}: choose bf16 or fp32")
+    return name
+
+
+def cpu_multiplies_bf16() -> bool:
+    """True if this CPU has bf16 matrix instructions and PyTorch may use them (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA)."""
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    native = [getattr(torch.cpu, check, None) for check in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(check() for check in native if check is not None)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Return the context in which convolutions and matrix products run in `precision`, on weights kept in fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+def describe(device: str = "auto", precision: str = "auto") -> dict[str, str]:
+    """Say what the machine at hand is: written beside every result, and shown at the end of the first lesson."""
+    where = pick(device)
+    return {
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        "precision": pick_precision(where, precision),
+        "cpu": cpu_name(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def cpu_name() -> str:
+    """Return the CPU's model name, as Linux states it, else what Python's platform module knows."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        return names[0]
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()

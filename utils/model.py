@@ -1,0 +1,304 @@
+"""The network under study: four layers of residual blocks, every decision in it one field of its configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+NORMS = ("batch", "layer", "group", "none")
+PLACES = ("none", "head", "everywhere")
+POOLS = ("max", "average", "stride")
+INITS = ("he", "xavier", "default")
+NUM_LAYERS = 4
+MIN_SIZE = 8
+
+
+def option(default, text: str):
+    """Return a dataclass field with its `default` and the one line that `python cnn.py --help` shows for it."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class CNNConfig:
+    """Every decision inside `CNN`. An ablation is one changed field. Raises ValueError that names the field."""
+
+    in_channels: int = option(1, "channels of the input: 1 grey, 3 colour")
+    num_classes: int = option(10, "classes to tell apart")
+    width: int = option(32, "channels of the first layer; each further layer doubles them")
+    depth: int = option(4, "residual blocks of two 3×3 convolutions, spread over the four layers")
+    residual: bool = option(True, "add each block's input to its output (He et al. 2015)")
+    norm: str = option("batch", "normalization: batch, layer, group or none")
+    dropout: float = option(0.0, "share of values that dropout sets to zero")
+    dropout_where: str = option("none", "where dropout acts: none, head or everywhere (in each block, and the head)")
+    init: str | float = option("he", "initial weights: he, xavier, default (PyTorch's), or the gain as a number")
+    zero_init_residual: bool = option(True, "start every residual block as the identity (no effect without residual or norm)")
+    pool: str = option("max", "how the stem halves the image: max, average or stride (a strided convolution)")
+    pool_everywhere: bool = option(False, "halve by pooling in every layer, not only in the stem")
+    activation: str = option("relu", "non-linearity: " + ", ".join(ACTIVATIONS))
+
+    def __post_init__(self) -> None:
+        for name, least in {"in_channels": 1, "num_classes": 2, "width": 1, "depth": NUM_LAYERS}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+        for name in ("residual", "zero_init_residual", "pool_everywhere"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
+        choices = {"norm": NORMS, "dropout_where": PLACES, "pool": POOLS, "activation": tuple(ACTIVATIONS)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout!r}: expected a rate from 0 up to, but not including, 1")
+        if (self.dropout > 0) != (self.dropout_where != "none"):
+            raise ValueError(
+                f"dropout={self.dropout!r} with dropout_where={self.dropout_where!r}: give both a rate above 0 "
+                "and a place (head, everywhere), or neither"
+            )
+        if self.init not in INITS and not (is_number(self.init) and 0 < self.init < math.inf):
+            raise ValueError(f"init={self.init!r}: choose one of {', '.join(INITS)}, or a gain above 0")
+        if self.pool_everywhere and self.pool == "stride":
+            raise ValueError("pool_everywhere=True with pool='stride': choose pool='max' or 'average' to pool with")
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks in each of the four layers: `depth`, spread evenly, the first layers taking the rest."""
+        return tuple(self.depth // NUM_LAYERS + (layer < self.depth % NUM_LAYERS) for layer in range(NUM_LAYERS))
+
+    @property
+    def weighted_layers(self) -> int:
+        """Convolutions on the main path plus the linear head, as the literature counts a network's layers."""
+        return 2 * self.depth + 2
+
+
+def is_number(value: object) -> bool:
+    """True for a finite or infinite int or float; False for bool, NaN and everything else."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def norm_layer(kind: str, channels: int) -> nn.Module:
+    """Return the normalization of N×C×H×W activations called `kind`.
+
+    batch: Ioffe & Szegedy 2015. layer: over C×H×W of each image (Ba et al. 2016). group: Wu & He 2018, 8 groups where they divide.
+    """
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "none":
+        return nn.Identity()
+    return nn.GroupNorm(1 if kind == "layer" else math.gcd(8, channels), channels)
+
+
+def pool_layer(kind: str) -> nn.Module:
+    """Return 2×2 pooling with stride 2; a side of odd length n gives (n + 1) / 2, as a strided convolution does."""
+    return (nn.MaxPool2d if kind == "max" else nn.AvgPool2d)(2, ceil_mode=True)
+
+
+def conv(config: CNNConfig, fan_in: int, fan_out: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    """Return a convolution that keeps the size at stride 1. A norm behind it subtracts any bias, so only "none" has one."""
+    return nn.Conv2d(fan_in, fan_out, kernel, stride, padding=kernel // 2, bias=config.norm == "none")
+
+
+class Stem(nn.Module):
+    """3×3 convolution → 2×2 pooling → norm → activation: N×in_channels×H×W to N×width×H/2×W/2.
+
+    Pooling stands *before* norm and activation, so that these touch a quarter of the values; max pooling and an
+    activation that never decreases may be swapped without changing anything.
+    """
+
+    def __init__(self, config: CNNConfig) -> None:
+        super().__init__()
+        strided = config.pool == "stride"
+        self.conv = conv(config, config.in_channels, config.width, stride=2 if strided else 1)
+        self.pool = nn.Identity() if strided else pool_layer(config.pool)
+        self.norm = norm_layer(config.norm, config.width)
+        self.activation = ACTIVATIONS[config.activation]()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.activation(self.norm(self.pool(self.conv(images))))
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions, each with its norm, and around them the residual connection (He et al. 2015, figure 2).
+
+    In a layer's first block the channels double and the image halves: by stride 2, or by pooling under `pool_everywhere`.
+    The shortcut is the identity where shapes agree, else a 1×1 convolution with its norm; without `residual` there is none.
+    """
+
+    def __init__(self, config: CNNConfig, fan_in: int, fan_out: int, halve: bool) -> None:
+        super().__init__()
+        pooled = halve and config.pool_everywhere
+        stride = 2 if halve and not pooled else 1
+        self.pool = pool_layer(config.pool) if pooled else nn.Identity()
+        self.conv1 = conv(config, fan_in, fan_out, stride=stride)
+        self.norm1 = norm_layer(config.norm, fan_out)
+        self.activation = ACTIVATIONS[config.activation]()
+        self.dropout = nn.Dropout(config.dropout) if config.dropout_where == "everywhere" else nn.Identity()
+        self.conv2 = conv(config, fan_out, fan_out)
+        self.norm2 = norm_layer(config.norm, fan_out)
+        self.shortcut = None
+        if config.residual and fan_in == fan_out and not halve:
+            self.shortcut = nn.Identity()
+        elif config.residual:
+            projection = conv(config, fan_in, fan_out, kernel=1, stride=stride)
+            self.shortcut = nn.Sequential(projection, norm_layer(config.norm, fan_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(x)
+        out = self.activation(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(self.dropout(out)))
+        if self.shortcut is not None:
+            out = out + self.shortcut(x)
+        return self.activation(out)
+
+
+class CNN(nn.Module):
+    """The course network: stem, four layers, global average pooling, linear head.
+
+    N×in_channels×H×W images, H and W at least 8, to N×num_classes logits. Each layer doubles the channels and, from the
+    second on, halves the image. `print(model)` gives its table.
+    """
+
+    def __init__(self, config: CNNConfig = CNNConfig()) -> None:
+        super().__init__()
+        self.config = config
+        channels = [config.width * 2**layer for layer in range(NUM_LAYERS)]
+        self.stem = Stem(config)
+        self.layers = nn.ModuleList()
+        fan_in = config.width
+        for layer, fan_out in enumerate(channels):
+            first = Block(config, fan_in, fan_out, halve=layer > 0)
+            rest = [Block(config, fan_out, fan_out, halve=False) for _ in range(config.blocks[layer] - 1)]
+            self.layers.append(nn.Sequential(first, *rest))
+            fan_in = fan_out
+        self.dropout = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
+        self.head = nn.Linear(channels[-1], config.num_classes)
+        initialize(self, config.init, config.activation)
+        if config.zero_init_residual and config.residual and config.norm != "none":
+            zero_init_residual(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images, self.config.in_channels)
+        x = self.stem(images)  # N×width×H/2×W/2
+        for layer in self.layers:
+            x = layer(x)
+        x = x.mean(dim=(2, 3))  # N×8·width
+        return self.head(self.dropout(x))  # N×num_classes
+
+    def table(self, size: int = 28) -> str:
+        """Return one line a part for an image of size × size: output shape, parameters, FLOPs, receptive field."""
+        return table(self, size)
+
+    def __repr__(self) -> str:
+        return self.table()
+
+
+def check_images(images: Tensor, in_channels: int) -> None:
+    """Raise ValueError unless `images` is N×in_channels×H×W with sides of at least 8 pixels."""
+    if images.ndim != 4 or images.shape[1] != in_channels:
+        raise ValueError(f"images of shape {tuple(images.shape)}: expected N×{in_channels}×H×W (in_channels={in_channels})")
+    if min(images.shape[2:]) < MIN_SIZE:
+        raise ValueError(
+            f"images of {images.shape[2]}×{images.shape[3]} pixels: the network halves them four times and takes "
+            f"{MIN_SIZE}×{MIN_SIZE} or more; enlarge them (--size {MIN_SIZE})"
+        )
+
+
+def initialize(model: nn.Module, init: str | float, activation: str = "relu") -> None:
+    """Draw the convolutions' weights of `model`; a gain g means a standard deviation of g / √fan_in.
+
+    he: g = √2, right for ReLU (He et al. 2015, "Delving deep"), or the activation's own gain (`nn.init.calculate_gain`).
+    xavier: variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010). default: PyTorch's `kaiming_uniform_(a=√5)`, g = 1/√3.
+    Biases start at zero but for "default"; the head stays as PyTorch draws it, so that it is the same in every variant.
+    """
+    if init == "default":
+        return
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            if init == "xavier":
+                nn.init.xavier_normal_(module.weight)
+            else:
+                gain = he_gain(activation) if init == "he" else float(init)
+                nn.init.normal_(module.weight, std=gain / math.sqrt(module.weight[0].numel()))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def zero_init_residual(model: nn.Module) -> None:
+    """Set γ of the last norm in each block to zero: a block starts as its shortcut, so that any depth trains (Goyal et al. 2017)."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            nn.init.zeros_(module.norm2.weight)
+
+
+def he_gain(activation: str) -> float:
+    """Return the gain that keeps the second moment through `activation`; SiLU and GELU, near ReLU, take its √2."""
+    return nn.init.calculate_gain(activation if activation in ("leaky_relu", "tanh") else "relu")
+
+
+def table(model: CNN, size: int = 28) -> str:
+    """Return the table that `print(model)` shows. FLOPs (2 × multiply-adds) are counted by `torch.utils.flop_counter`."""
+    rows = list(parts(model, size))
+    lines = [f"CNN: {model.config.weighted_layers} weighted layers, for one image of {model.config.in_channels}×{size}×{size}"]
+    lines.append(f"{'layer':<10}{'output shape':>16}{'parameters':>14}{'FLOPs':>16}{'receptive field':>18}")
+    for name, shape, parameters, flops, field_size in rows:
+        seen = f"{field_size}×{field_size}" if field_size else "whole image"
+        lines.append(f"{name:<10}{'×'.join(map(str, shape)):>16}{parameters:>14,}{flops:>16,}{seen:>18}")
+    lines.append(f"{'total':<10}{'':>16}{sum(row[2] for row in rows):>14,}{sum(row[3] for row in rows):>16,}")
+    return "\n".join(lines)
+
+
+def parts(model: CNN, size: int = 28) -> Iterator[tuple[str, tuple[int, ...], int, int, int]]:
+    """Yield (name, output shape, parameters, FLOPs, side of the receptive field in pixels; 0: all) of stem, layers and head."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    shapes: dict[str, tuple[int, ...]] = {}
+    named = {"stem": model.stem} | {f"layers.{i}": layer for i, layer in enumerate(model.layers)} | {"head": model.head}
+
+    def remember(name: str):
+        return lambda module, inputs, output: shapes.__setitem__(name, tuple(output.shape[1:]))
+
+    hooks = [module.register_forward_hook(remember(name)) for name, module in named.items()]
+    training = model.training
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            model.eval()(torch.zeros(1, model.config.in_channels, size, size, device=device))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    fields = receptive_fields(model)
+    for name, module in named.items():
+        flops = sum(counter.get_flop_counts()[f"CNN.{name}"].values())
+        parameters = sum(weight.numel() for weight in module.parameters())
+        label = f"layer {int(name[-1]) + 1}" if name.startswith("layers") else name
+        yield label, shapes[name], parameters, flops, fields.get(name, 0)
+
+
+def receptive_fields(model: CNN) -> dict[str, int]:
+    """Return the side, in pixels, of what one value after the stem and after each layer sees of the image.
+
+    Along the main path each kernel of side k adds (k − 1) × the product of the strides before it (Araujo et al. 2019).
+    """
+    field_size, jump, fields = 1, 1, {}
+    main_path = [("stem", [model.stem.conv, model.stem.pool])]
+    for index, layer in enumerate(model.layers):
+        main_path.append((f"layers.{index}", [m for block in layer for m in (block.pool, block.conv1, block.conv2)]))
+    for name, modules in main_path:
+        for module in modules:
+            if not isinstance(module, nn.Identity):
+                kernel, stride = side(module.kernel_size), side(module.stride)
+                field_size, jump = field_size + (kernel - 1) * jump, jump * stride
+        fields[name] = field_size
+    return fields
+
+
+def side(size: int | tuple[int, int]) -> int:
+    """Return the side of a square kernel or stride, which torch keeps as an int or as a pair."""
+    return size if isinstance(size, int) else size[0]

@@ -1,0 +1,330 @@
+"""The training loop: one for the whole course, for any network that maps N×C×H×W images to logits."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from . import checkpoint
+from . import device as devices
+from .data import Batches, ChannelStats, ImageData, Split, channel_stats
+from .model import CNN, is_number, option
+
+SCHEDULES = ("one-cycle", "cosine", "constant")
+EVAL_BATCH = 1000
+
+
+class Diverged(RuntimeError):
+    """The loss became NaN or infinite; the message says at which step, and what to do."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: everything that is not the network or the data. Raises ValueError that names the field."""
+
+    epochs: int = option(10, "passes over the training images")
+    batch_size: int = option(512, "images a step")
+    lr: float = option(0.4, "peak learning rate")
+    schedule: str = option("one-cycle", "learning rate over the run: " + ", ".join(SCHEDULES))
+    warmup: float = option(0.2, "share of the run in which one-cycle rises to the peak")
+    momentum: float = option(0.9, "Nesterov momentum of SGD")
+    weight_decay: float = option(5e-4, "weight decay, on weights but not on norms and biases")
+    label_smoothing: float = option(0.0, "share of the target spread over all classes (Szegedy et al. 2016)")
+    clip: float = option(0.0, "largest gradient norm; 0: no clipping")
+    ema: float = option(0.0, "decay a step of the averaged weights that are evaluated; 0: no averaging")
+    crop_padding: int = option(2, "pixels of padding that a random crop may shift into; 0: no crops")
+    flip: bool = option(True, "mirror half of the images, on data where a mirrored image is still one")
+    seed: int = option(0, "seed of data order, augmentation and dropout (and, in cnn.py, of the initial weights)")
+
+    def __post_init__(self) -> None:
+        for name, least in {"epochs": 1, "batch_size": 1, "crop_padding": 0, "seed": 0}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+        if not is_number(self.lr) or not 0 < self.lr < math.inf:
+            raise ValueError(f"lr={self.lr!r}: expected a learning rate above 0; try {type(self).lr}")
+        for name, top in {"weight_decay": math.inf, "clip": math.inf, "momentum": 1, "label_smoothing": 1, "ema": 1}.items():
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value < top:
+                raise ValueError(f"{name}={value!r}: expected a number from 0 up to, but not including, {top}")
+        if not is_number(self.warmup) or not 0 < self.warmup < 1:
+            raise ValueError(f"warmup={self.warmup!r}: expected a share of the run between 0 and 1")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"flip={self.flip!r}: expected True or False")
+
+
+class History(pd.DataFrame):
+    """The tidy record of runs: run, epoch, step, split, metric, value, seconds (wall time since the run began)."""
+
+    COLUMNS = ["run", "epoch", "step", "split", "metric", "value", "seconds"]
+
+    @property
+    def _constructor(self):
+        return History
+
+    def last(self, split: str, metric: str) -> float:
+        """Return the newest value of `metric` on `split`. Raises KeyError that lists what there is."""
+        rows = self[(self["split"] == split) & (self["metric"] == metric)]
+        if rows.empty:
+            there = sorted({f"{row.split} {row.metric}" for row in self.itertuples()})
+            raise KeyError(f"no {split} {metric} in this history; there are: {', '.join(there)}")
+        return float(rows["value"].iloc[-1])
+
+
+def fit(
+    model: nn.Module,
+    data: ImageData,
+    recipe: Recipe = Recipe(),
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    out: Path | None = None,
+    resume: bool = False,
+    compiled: bool = False,
+    progress: bool = True,
+    run: str = "run",
+    on_epoch: Callable[[History], None] | None = None,
+) -> History:
+    """Train `model` (N×C×H×W images → N×num_classes logits) in place and return its history.
+
+    Images are normalized with the statistics of the training split. With `out`, a checkpoint is written there after
+    every epoch, and `resume` goes on from it: on one CPU thread in fp32 the final weights are bit-identical to those of
+    an undisturbed run. `on_epoch` is called with the history so far after each epoch. Raises Diverged when the loss is no
+    longer finite, CheckpointError when what `out` holds does not fit, ValueError for a bad device, precision or batch size.
+    """
+    where = devices.pick(device)
+    precision = devices.pick_precision(where, precision)
+    torch.manual_seed(recipe.seed)
+    stats = channel_stats(data.train.images)
+    batches = training_batches(data, stats, recipe, where, precision)
+    model.to(where, memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, recipe)
+    schedule = make_schedule(optimizer, recipe, recipe.epochs * len(batches))
+    scaler = torch.amp.GradScaler(where.type, enabled=precision == "fp16")
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+    best = ema.module if ema else model  # the weights that are evaluated and kept
+    forward = torch.compile(model) if compiled else model
+
+    stateful = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler} | ({"ema": ema} if ema else {})
+    network = asdict(model.config) if isinstance(model, CNN) else {"type": type(model).__name__}
+    identity = {"recipe": asdict(recipe), "network": network, "data": data.name, "checksum": data.checksum, "precision": precision}
+    done = restore(out, stateful, batches.generator, identity) if resume else {"epoch": 0, "seconds": 0.0, "rows": []}
+    rows, begin = done["rows"], time.perf_counter() - done["seconds"]
+
+    bar = tqdm(total=recipe.epochs * len(batches), initial=done["epoch"] * len(batches), disable=not progress, unit="step")
+    with bar:
+        for epoch in range(done["epoch"] + 1, recipe.epochs + 1):
+            model.train()
+            meter = Meter(where, len(batches), (epoch - 1) * len(batches))
+            for images, labels in batches:
+                with devices.autocast(where, precision):
+                    logits = forward(images)
+                loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+                meter.update(loss, logits, labels)
+                scaler.scale(loss).backward()
+                if recipe.clip:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+                scaler.step(optimizer)
+                scaler.update()
+                schedule.step()
+                optimizer.zero_grad()
+                if ema:
+                    ema.update_parameters(model)
+                bar.update()
+            trained = meter.result() | {"lr": schedule.get_last_lr()[0]}
+            validated = evaluate(best, data.validation, stats, device=device, precision=precision)
+            bar.set_postfix_str(summary(epoch, trained, validated))
+
+            seconds = time.perf_counter() - begin
+            for split, metrics in {"train": trained, "validation": validated}.items():
+                rows += [[run, epoch, epoch * len(batches), split, name, value, seconds] for name, value in metrics.items()]
+            if out is not None:
+                progress_so_far = {"epoch": epoch, "seconds": seconds, "rows": rows}
+                save(out, stateful, batches.generator, identity, progress_so_far)
+                checkpoint.save_model(out, best, card(data, stats, epoch, validated["accuracy"]))
+            if on_epoch is not None:
+                on_epoch(History(rows, columns=History.COLUMNS))
+    if ema:
+        model.load_state_dict(ema.module.state_dict())
+    return History(rows, columns=History.COLUMNS)
+
+
+class Meter:
+    """Loss, accuracy (correct / total) and speed of one epoch, summed on the device so that no step waits for the result."""
+
+    def __init__(self, where: torch.device, steps: int, first_step: int) -> None:
+        self.losses = torch.zeros(steps, device=where)
+        self.correct = torch.zeros((), dtype=torch.int64, device=where)
+        self.weighted = torch.zeros((), dtype=torch.float64 if where.type != "mps" else torch.float32, device=where)
+        self.count, self.step, self.first_step, self.begin = 0, 0, first_step, time.perf_counter()
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add one batch: `loss` a scalar, `logits` N×num_classes, `labels` N. On a CPU raises Diverged at once."""
+        loss = loss.detach()
+        self.losses[self.step] = loss
+        self.weighted += loss * len(labels)
+        self.correct += (logits.detach().argmax(1) == labels).sum()
+        self.count += len(labels)
+        self.step += 1
+        if loss.device.type == "cpu" and not math.isfinite(loss):
+            self.raise_diverged()
+
+    def result(self) -> dict[str, float]:
+        """Return the epoch's mean loss, accuracy and images per second. Raises Diverged if any loss was not finite."""
+        if not torch.isfinite(self.losses).all():  # the first time that the CPU waits for a GPU
+            self.raise_diverged()
+        seconds = time.perf_counter() - self.begin
+        return {
+            "loss": float(self.weighted) / self.count,
+            "accuracy": int(self.correct) / self.count,
+            "images_per_second": self.count / seconds,
+        }
+
+    def raise_diverged(self) -> None:
+        losses = self.losses[: self.step].tolist()
+        bad = next(step for step, loss in enumerate(losses) if not math.isfinite(loss))
+        raise Diverged(
+            f"the loss became {losses[bad]} at step {self.first_step + bad + 1}: training stopped, the last checkpoint "
+            "(if any) is kept. Expected a finite loss; lower the peak learning rate (--lr) or clip gradients (--clip 1)"
+        )
+
+
+def evaluate(
+    model: nn.Module, split: Split, stats: ChannelStats, *, device: str = "auto", precision: str = "auto"
+) -> dict[str, float]:
+    """Return the mean cross-entropy "loss" and the "accuracy" (correct / total) of `model` on `split`, in evaluation mode."""
+    where = devices.pick(device)
+    precision = devices.pick_precision(where, precision)
+    model.to(where)
+    was_training = model.training
+    loss, correct = 0.0, 0
+    dtype = devices.PRECISIONS[precision]
+    model.eval()
+    with torch.inference_mode(), devices.autocast(where, precision):
+        for images, labels in Batches(split, stats, min(EVAL_BATCH, len(split)), device=where, dtype=dtype):
+            logits = model(images).float()
+            loss = loss + F.cross_entropy(logits, labels, reduction="sum")
+            correct = correct + (logits.argmax(1) == labels).sum()
+    model.train(was_training)
+    return {"loss": float(loss) / len(split), "accuracy": int(correct) / len(split)}
+
+
+def training_batches(
+    data: ImageData, stats: ChannelStats, recipe: Recipe, where: torch.device, precision: str
+) -> Batches:
+    """Return the shuffled, augmented batches of an epoch; the last, smaller one is dropped so that all steps are alike."""
+    return Batches(
+        data.train,
+        stats,
+        recipe.batch_size,
+        device=where,
+        shuffle=True,
+        drop_last=True,
+        crop_padding=recipe.crop_padding,
+        flip=recipe.flip and data.can_flip,
+        dtype=devices.PRECISIONS[precision],
+        seed=recipe.seed,
+    )
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return SGD with Nesterov momentum; weight decay acts on weights (two or more axes), not on norms and biases."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [weight for weight in trained if weight.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [weight for weight in trained if weight.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    on_cuda = any(weight.is_cuda for weight in trained)
+    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0, fused=on_cuda or None)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the schedule over `steps` steps: one-cycle (Smith & Topin 2017), cosine (Loshchilov & Hutter 2016) or constant."""
+    if recipe.schedule == "one-cycle":
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(one_cycle, steps=steps, warmup=recipe.warmup))
+    if recipe.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+def one_cycle(step: int, steps: int, warmup: float) -> float:
+    """Return the share of the peak lr at `step` of `steps`: a straight line up over the share `warmup`, and down to 0 at the end.
+
+    `torch.optim.lr_scheduler.OneCycleLR` does the same, but divides by zero for some small numbers of steps.
+    """
+    top = warmup * steps
+    return (step + 1) / (top + 1) if step < top else (steps - step) / (steps - top)
+
+
+def save(out: Path, stateful: dict[str, Any], generator: torch.Generator, identity: dict, progress: dict) -> None:
+    """Write everything that the run in folder `out` needs to go on as if it had never stopped."""
+    states = {name: part.state_dict() for name, part in stateful.items()}
+    draws = {"data": generator.get_state(), "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+    record = {"identity": identity, "states": states, "draws": draws, "progress": progress}
+    checkpoint.write(Path(out) / checkpoint.STATE_FILE, record)
+
+
+def restore(out: Path | None, stateful: dict[str, Any], generator: torch.Generator, identity: dict) -> dict[str, Any]:
+    """Load the state that `save` wrote to folder `out` and return its progress. Raises CheckpointError if it does not fit."""
+    if out is None:
+        raise ValueError("resume=True without out: name the folder of the run to go on with")
+    path = Path(out) / checkpoint.STATE_FILE
+    saved = checkpoint.read(path)
+    differ = differences(saved["identity"], identity)
+    if differ:
+        raise checkpoint.CheckpointError(f"{path} is of another run ({'; '.join(differ)}): give the same settings to resume it")
+    checkpoint.load_weights(stateful["model"], saved["states"]["model"], path)
+    for name, part in stateful.items():
+        part.load_state_dict(saved["states"][name])
+    generator.set_state(saved["draws"]["data"])
+    torch.set_rng_state(saved["draws"]["torch"])
+    if saved["draws"]["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(saved["draws"]["cuda"])
+    return saved["progress"]
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return one line for each setting that is not the same in both, "lr was 0.1 and is 0.2"."""
+    lines = []
+    for key in saved.keys() | now.keys():
+        before, after = saved.get(key), now.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key} was {before!r} and is {after!r}")
+    return sorted(lines)
+
+
+def card(data: ImageData, stats: ChannelStats, epoch: int, accuracy: float) -> dict[str, Any]:
+    """Return what a stranger needs to use the trained network: data, classes, size, statistics, and how good it was."""
+    return {
+        "data": data.name,
+        "class_names": list(data.class_names),
+        "image_size": list(data.image_size),
+        "mean": list(stats.mean),
+        "std": list(stats.std),
+        "epoch": epoch,
+        "validation_accuracy": accuracy,
+    }
+
+
+def summary(epoch: int, trained: dict[str, float], validated: dict[str, float]) -> str:
+    """Return an epoch in one line, for the progress bar."""
+    return (
+        f"epoch {epoch}: loss {trained['loss']:.3f}, accuracy {trained['accuracy']:.2%}, "
+        f"validation {validated['accuracy']:.2%}, {trained['images_per_second']:,.0f} images/s"
+    )
