@@ -26,7 +26,6 @@ def test_block_is_torchvisions_basic_block(halve):
     fan_out = 16 if halve else 8
     ours = Block(CNNConfig(), 8, fan_out, halve)
     downsample = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16)) if halve else None
-    nn.init.uniform_(ours.norm2.weight)
     theirs = BasicBlock(8, fan_out, stride=2 if halve else 1, downsample=downsample)
     copy_block(theirs, ours)
     images = torch.randn(4, 8, 13, 13)
@@ -34,7 +33,9 @@ def test_block_is_torchvisions_basic_block(halve):
     torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
 
 
-@pytest.mark.parametrize(("size", "sides"), [((28, 28), (14, 14, 7, 4, 2)), ((8, 8), (4, 4, 2, 1, 1)), ((33, 33), (17, 17, 9, 5, 3))])
+@pytest.mark.parametrize(
+    ("size", "sides"), [((28, 28), (14, 14, 7, 4, 2)), ((8, 8), (4, 4, 2, 1, 1)), ((33, 33), (17, 17, 9, 5, 3))]
+)
 @pytest.mark.parametrize(("pool", "everywhere"), [*product(POOLS, [False]), ("max", True), ("average", True)])
 def test_each_layer_doubles_the_channels_and_halves_the_image(size, sides, pool, everywhere):
     model = CNN(CNNConfig(width=4, pool=pool, pool_everywhere=everywhere))
@@ -101,18 +102,23 @@ def test_dropout_stands_where_it_is_asked_for(where, expected):
     assert torch.equal(model.eval()(images), model(images))
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer", "group"])
-def test_zero_init_makes_every_block_start_as_its_shortcut(norm):
-    block = CNN(CNNConfig(width=4, norm=norm)).layers[0][0]
-    x = torch.randn(2, 4, 9, 9).relu()
-    assert torch.equal(block(x), x)
-    assert not torch.equal(CNN(CNNConfig(width=4, norm=norm, zero_init_residual=False)).layers[0][0](x), x)
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_scaled_residual_branches_keep_the_variance_at_any_depth(norm):
+    """Along a layer of 25 blocks the second moment grows by 25 (batch norm) or 2²⁵ (none) unscaled, by less than e scaled."""
+    growth = {}
+    for scaled in (True, False):
+        torch.manual_seed(0)
+        layer = CNN(CNNConfig(width=16, depth=100, norm=norm, activation="leaky_relu", scale_residual=scaled)).layers[0]
+        x = torch.randn(16, 16, 14, 14)
+        growth[scaled] = (layer(x).var() / x.var()).item()
+    assert growth[True] < 4
+    assert growth[False] > 6
 
 
-def test_zero_init_leaves_a_network_without_residuals_alone():
-    images = torch.randn(2, 1, 28, 28)
-    assert CNN(CNNConfig(width=4, residual=False)).eval()(images).std() > 0
-    assert all((norm.weight == 1).all() for norm in CNN(CNNConfig(residual=False)).modules() if isinstance(norm, nn.BatchNorm2d))
+def test_residual_scale_leaves_other_networks_alone():
+    for config in (CNNConfig(), CNNConfig(depth=10, residual=False), CNNConfig(depth=10, scale_residual=False)):
+        norms = [module for module in CNN(config).modules() if isinstance(module, nn.BatchNorm2d)]
+        assert all((norm.weight == 1).all() for norm in norms)
 
 
 def weights(init: str | float, activation: str = "relu") -> torch.Tensor:
@@ -138,13 +144,18 @@ def test_initial_weights_have_torchs_distribution(init, reference):
 
 def test_default_init_is_what_pytorch_draws():
     torch.manual_seed(0)
-    assert torch.equal(CNN(CNNConfig(init="default")).stem.conv.weight, (torch.manual_seed(0), nn.Conv2d(1, 32, 3, bias=False).weight)[1])
+    assert torch.equal(
+        CNN(CNNConfig(init="default")).stem.conv.weight,
+        (torch.manual_seed(0), nn.Conv2d(1, 32, 3, bias=False).weight)[1],
+    )
 
 
 def test_table_counts_what_the_formulas_give():
     rows = {name: (shape, parameters, flops) for name, shape, parameters, flops, _ in parts(CNN(), 28)}
     assert rows["layer 1"] == ((32, 14, 14), 2 * (9 * 32 * 32 + 2 * 32), 2 * 2 * 9 * 32 * 32 * 14 * 14)
-    assert rows["stem"][2] == 2 * 9 * 32 * 28 * 28  # the convolution runs at full size, the pooling after it is not counted
+    assert (
+        rows["stem"][2] == 2 * 9 * 32 * 28 * 28
+    )  # the convolution runs at full size, the pooling after it is not counted
     assert rows["layer 4"][2] == 2 * 2 * 2 * (9 * 128 * 256 + 9 * 256 * 256 + 128 * 256)
     assert sum(row[1] for row in rows.values()) == sum(weight.numel() for weight in CNN().parameters())
     printed = str(CNN())
@@ -200,7 +211,9 @@ def test_config_refuses_pooling_everywhere_by_stride():
         CNNConfig(pool="stride", pool_everywhere=True)
 
 
-@pytest.mark.parametrize(("shape", "words"), [((2, 1, 7, 28), "7×28"), ((2, 3, 28, 28), "in_channels=1"), ((1, 28, 28), "N×1×H×W")])
+@pytest.mark.parametrize(
+    ("shape", "words"), [((2, 1, 7, 28), "7×28"), ((2, 3, 28, 28), "in_channels=1"), ((1, 28, 28), "N×1×H×W")]
+)
 def test_forward_refuses_images_it_cannot_take(shape, words):
     with pytest.raises(ValueError, match=words):
         CNN()(torch.zeros(shape))

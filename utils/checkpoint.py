@@ -93,7 +93,9 @@ def load_model(folder: Path) -> tuple[CNN, dict[str, Any]]:
     path = Path(folder) / MODEL_FILE
     saved = read(path)
     if saved["config"] is None:
-        raise CheckpointError(f"{path} holds a network that is not the course's CNN: load its weights with checkpoint.read")
+        raise CheckpointError(
+            f"{path} holds a network that is not the course's CNN: load its weights with checkpoint.read"
+        )
     model = CNN(CNNConfig(**saved["config"]))
     load_weights(model, saved["weights"], path)
     return model.eval(), saved["card"]

@@ -86,8 +86,8 @@ class ImageData:
         if not self.num_classes <= n <= len(self.train):
             few, many = self.num_classes, len(self.train)
             raise ValueError(f"take({n}) of {self.name}: expected {few} (one image a class) to {many} (all of them)")
-        labels = self.train.labels
-        in_turn = np.lexsort((labels, _rank_in_class(labels)))  # the first of each class, then the second of each, …
+        labels, ranks = self.train.labels, _rank_in_class(self.train.labels)
+        in_turn = np.lexsort((labels.numpy(), ranks.numpy()))  # the first of each class, then the second of each, …
         train = self.train[torch.from_numpy(np.sort(in_turn[:n]))]
         return replace(self, train=train, checksum=_checksum(train, self.validation))
 
@@ -148,8 +148,14 @@ def load(
         class_names=tuple(class_names),
         checksum=_checksum(train, validation),
         can_flip=name_or_path not in CHARACTERS,
-        _test=lambda: _fit(read(train=False)[0], **options),
+        _test=partial(_read_test, read, options),
     )
+
+
+def _read_test(read: Callable, options: dict) -> Split:
+    """A function of the module, not a lambda in `load`, so that an ImageData can be sent to another process."""
+    split, _ = read(train=False)
+    return _fit(split, **options)
 
 
 def _existing_folder(path: str | Path) -> Path:
@@ -159,13 +165,14 @@ def _existing_folder(path: str | Path) -> Path:
     close = difflib.get_close_matches(str(path).lower().replace("_", "-"), DATASETS, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ValueError(
-        f"no data set and no folder is called {str(path)!r}{hint} "
-        f"Known are {', '.join(DATASETS)}, or a folder of images: {folders.LAYOUT}"
+        f"no data set and no folder is called {str(path)!r}{hint}; "
+        f"expected one of {', '.join(DATASETS)}, or a folder of images: {folders.LAYOUT}"
     )
 
 
 def _rank_in_class(labels: Tensor) -> Tensor:
     """How many equal labels stand before each: [3, 5, 3, 3] → [0, 0, 1, 2]."""
+    labels = labels.numpy()
     counts = np.bincount(labels)
     ranks = np.empty(len(labels), dtype=np.int64)
     ranks[np.argsort(labels, kind="stable")] = np.arange(len(labels)) - np.repeat(counts.cumsum() - counts, counts)
@@ -237,10 +244,11 @@ def _read_torchvision(name: str, train: bool) -> tuple[Split, tuple[str, ...]]:
     try:
         dataset = getattr(datasets, TORCHVISION[name])(folder, download=True, **part)
     except (OSError, RuntimeError, ValueError, EOFError, AssertionError) as error:  # all that torchvision raises
+        what = " ".join(str(error).split())
         raise OSError(
-            f"cannot load {name}: {error}. It is downloaded into {folder} on first use: connect to the network and "
-            "try again (delete that folder first if an earlier download broke off), put torchvision's files there "
-            "yourself, or use fashion-mnist, which needs no network"
+            f"cannot load {name}: {what}. It is downloaded into {folder} on first use: connect to the network and try "
+            "again (delete that folder first if an earlier download broke off), put torchvision's files there, or use "
+            "fashion-mnist, which needs no network"
         ) from error
     images = torch.as_tensor(dataset.data)
     if images.ndim == 3:
@@ -284,7 +292,7 @@ def _read_folder(
     try:
         split = _read_cache(path)
     except (OSError, SafetensorError, ValueError) as error:
-        warnings.warn(f"the cached images in {path} are damaged ({error}): decoding them again", stacklevel=3)
+        _warn_of_damage(path, error)
         _make_cache(path, listing, progress, **options)
         split = _read_cache(path)
     return split, listing.class_names
@@ -296,11 +304,22 @@ def _cache_path(listing: folders.Listing, train: bool, **options: object) -> Pat
 
 
 def _is_current(path: Path, listing: folders.Listing) -> bool:
+    if not path.exists():
+        return False
     try:
         with safe_open(path, "pt") as cache:
-            return cache.metadata()["fingerprint"] == f"{CACHE_FORMAT} {listing.fingerprint}"
-    except (OSError, SafetensorError, TypeError, KeyError):
+            return cache.metadata()["fingerprint"] == _fingerprint(listing)
+    except (OSError, SafetensorError) as error:
+        _warn_of_damage(path, error)
         return False
+
+
+def _fingerprint(listing: folders.Listing) -> str:
+    return f"{CACHE_FORMAT} {listing.fingerprint}"
+
+
+def _warn_of_damage(path: Path, error: Exception) -> None:
+    warnings.warn(f"the cached images in {path} are damaged ({error}): decoding them again", stacklevel=5)
 
 
 def _make_cache(path: Path, listing: folders.Listing, progress: bool, **options: object) -> None:
@@ -309,7 +328,7 @@ def _make_cache(path: Path, listing: folders.Listing, progress: bool, **options:
     images = torch.empty(shape, dtype=torch.uint8)
     folders.decode_all(listing, images.numpy(), progress, **options)
     split = Split(images, listing.labels)
-    metadata = {"fingerprint": f"{CACHE_FORMAT} {listing.fingerprint}", "checksum": _checksum(split)}
+    metadata = {"fingerprint": _fingerprint(listing), "checksum": _checksum(split)}
     with files.atomic_path(path) as temporary:
         save_file({"images": split.images, "labels": split.labels}, temporary, metadata)
 
@@ -358,7 +377,7 @@ class Moments:
     @staticmethod
     def of(images: Tensor) -> "Moments":
         """The moments of images N×C×H×W, in their own units."""
-        values = images.transpose(0, 1).flatten(1).double()  # C×(N·H·W)
+        values = images.transpose(0, 1).flatten(1).to(torch.float64, copy=True)  # C×(N·H·W)
         mean = values.mean(1, keepdim=True)
         return Moments(values.shape[1], mean[:, 0], values.sub_(mean).square_().sum(1))
 
@@ -379,7 +398,7 @@ class ChannelStats:
     count: int
 
 
-def channel_stats(images: Tensor | Iterable[Tensor], chunk: int = 2**18) -> ChannelStats:
+def channel_stats(images: Tensor | Iterable[Tensor], chunk: int = 2**20) -> ChannelStats:
     """The mean and standard deviation of each channel over all pixels of all images, in float64.
 
     `images` are uint8 (0 to 255, taken as 0 to 1) or float (taken as they are) N×C×H×W, or an iterable of such tensors,
@@ -492,7 +511,7 @@ class Batches:
         """As `normalize` does; B×H×W×C in, B×C×H×W out."""
         rows = images.flatten(2).float().mul_(self.scale).add_(self.shift)  # B×H×(W·C)
         images = rows.to(self.dtype).view(images.shape).permute(0, 3, 1, 2)
-        return images if self.channels_last else images.contiguous()
+        return images if self.channels_last else images.clone(memory_format=torch.contiguous_format)
 
 
 def _reflect(images: Tensor, padding: int) -> Tensor:

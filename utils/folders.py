@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -147,10 +147,12 @@ def decode(path: Path, size: tuple[int, int] | None = None, channels: int | None
     except FileNotFoundError:
         raise
     except Image.DecompressionBombError as error:
-        remedy = "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        remedy = "Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         raise ValueError(f"{path} has too many pixels: {error} {remedy}") from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is not an image") from error
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
-        raise ValueError(f"{path} cannot be read as an image: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
 
 
 def _pixels(image: Image.Image, size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
@@ -179,6 +181,6 @@ def _mixed(listing: Listing, shapes: Counter) -> ValueError:
 
 
 def _unreadable(listing: Listing, failures: list[ValueError]) -> ValueError:
-    examples = "; ".join(str(error) for error in failures[:5])
-    more = "; …" if len(failures) > 5 else ""
+    examples = "; ".join(str(error) for error in failures[:3])
+    more = "; …" if len(failures) > 3 else ""
     return ValueError(f"{len(failures)} of {len(listing)} images are damaged, repair or remove them: {examples}{more}")

@@ -36,7 +36,7 @@ class CNNConfig:
     dropout: float = option(0.0, "share of values that dropout sets to zero")
     dropout_where: str = option("none", "where dropout acts: none, head or everywhere (in each block, and the head)")
     init: str | float = option("he", "initial weights: he, xavier, default (PyTorch's), or the gain as a number")
-    zero_init_residual: bool = option(True, "start every residual block as the identity (no effect without residual or norm)")
+    scale_residual: bool = option(True, "start a layer's n residual branches at 1/√n, so that any depth trains")
     pool: str = option("max", "how the stem halves the image: max, average or stride (a strided convolution)")
     pool_everywhere: bool = option(False, "halve by pooling in every layer, not only in the stem")
     activation: str = option("relu", "non-linearity: " + ", ".join(ACTIVATIONS))
@@ -46,7 +46,7 @@ class CNNConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
-        for name in ("residual", "zero_init_residual", "pool_everywhere"):
+        for name in ("residual", "scale_residual", "pool_everywhere"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
         choices = {"norm": NORMS, "dropout_where": PLACES, "pool": POOLS, "activation": tuple(ACTIVATIONS)}
@@ -178,8 +178,8 @@ class CNN(nn.Module):
         self.dropout = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
         self.head = nn.Linear(channels[-1], config.num_classes)
         initialize(self, config.init, config.activation)
-        if config.zero_init_residual and config.residual and config.norm != "none":
-            zero_init_residual(self)
+        if config.residual and config.scale_residual:
+            scale_residual_branches(self)
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.config.in_channels)
@@ -200,7 +200,9 @@ class CNN(nn.Module):
 def check_images(images: Tensor, in_channels: int) -> None:
     """Raise ValueError unless `images` is N×in_channels×H×W with sides of at least 8 pixels."""
     if images.ndim != 4 or images.shape[1] != in_channels:
-        raise ValueError(f"images of shape {tuple(images.shape)}: expected N×{in_channels}×H×W (in_channels={in_channels})")
+        raise ValueError(
+            f"images of shape {tuple(images.shape)}: expected N×{in_channels}×H×W (in_channels={in_channels})"
+        )
     if min(images.shape[2:]) < MIN_SIZE:
         raise ValueError(
             f"images of {images.shape[2]}×{images.shape[3]} pixels: the network halves them four times and takes "
@@ -228,11 +230,17 @@ def initialize(model: nn.Module, init: str | float, activation: str = "relu") ->
                 nn.init.zeros_(module.bias)
 
 
-def zero_init_residual(model: nn.Module) -> None:
-    """Set γ of the last norm in each block to zero: a block starts as its shortcut, so that any depth trains (Goyal et al. 2017)."""
-    for module in model.modules():
-        if isinstance(module, Block):
-            nn.init.zeros_(module.norm2.weight)
+def scale_residual_branches(model: CNN) -> None:
+    """Start each residual branch of a layer of n blocks at 1/√n: in γ of its last norm, or in its last convolution.
+
+    The branches' variances add up along the layer; so scaled, to that of a single one at any depth, and a layer of one
+    block is as it was (Hanin & Rolnick 2018; De & Smith 2020 on why deep residual networks need this).
+    """
+    for layer in model.layers:
+        for block in layer:
+            last = block.conv2 if isinstance(block.norm2, nn.Identity) else block.norm2
+            with torch.no_grad():
+                last.weight.div_(math.sqrt(len(layer)))
 
 
 def he_gain(activation: str) -> float:
@@ -243,7 +251,9 @@ def he_gain(activation: str) -> float:
 def table(model: CNN, size: int = 28) -> str:
     """Return the table that `print(model)` shows. FLOPs (2 × multiply-adds) are counted by `torch.utils.flop_counter`."""
     rows = list(parts(model, size))
-    lines = [f"CNN: {model.config.weighted_layers} weighted layers, for one image of {model.config.in_channels}×{size}×{size}"]
+    lines = [
+        f"CNN: {model.config.weighted_layers} weighted layers, for one image of {model.config.in_channels}×{size}×{size}"
+    ]
     lines.append(f"{'layer':<10}{'output shape':>16}{'parameters':>14}{'FLOPs':>16}{'receptive field':>18}")
     for name, shape, parameters, flops, field_size in rows:
         seen = f"{field_size}×{field_size}" if field_size else "whole image"

@@ -53,7 +53,13 @@ class Recipe:
                 raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
         if not is_number(self.lr) or not 0 < self.lr < math.inf:
             raise ValueError(f"lr={self.lr!r}: expected a learning rate above 0; try {type(self).lr}")
-        for name, top in {"weight_decay": math.inf, "clip": math.inf, "momentum": 1, "label_smoothing": 1, "ema": 1}.items():
+        for name, top in {
+            "weight_decay": math.inf,
+            "clip": math.inf,
+            "momentum": 1,
+            "label_smoothing": 1,
+            "ema": 1,
+        }.items():
             value = getattr(self, name)
             if not is_number(value) or not 0 <= value < top:
                 raise ValueError(f"{name}={value!r}: expected a number from 0 up to, but not including, {top}")
@@ -117,13 +123,23 @@ def fit(
     best = ema.module if ema else model  # the weights that are evaluated and kept
     forward = torch.compile(model) if compiled else model
 
-    stateful = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler} | ({"ema": ema} if ema else {})
+    stateful = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler} | (
+        {"ema": ema} if ema else {}
+    )
     network = asdict(model.config) if isinstance(model, CNN) else {"type": type(model).__name__}
-    identity = {"recipe": asdict(recipe), "network": network, "data": data.name, "checksum": data.checksum, "precision": precision}
+    identity = {
+        "recipe": asdict(recipe),
+        "network": network,
+        "data": data.name,
+        "checksum": data.checksum,
+        "precision": precision,
+    }
     done = restore(out, stateful, batches.generator, identity) if resume else {"epoch": 0, "seconds": 0.0, "rows": []}
     rows, begin = done["rows"], time.perf_counter() - done["seconds"]
 
-    bar = tqdm(total=recipe.epochs * len(batches), initial=done["epoch"] * len(batches), disable=not progress, unit="step")
+    bar = tqdm(
+        total=recipe.epochs * len(batches), initial=done["epoch"] * len(batches), disable=not progress, unit="step"
+    )
     with bar:
         for epoch in range(done["epoch"] + 1, recipe.epochs + 1):
             model.train()
@@ -150,7 +166,9 @@ def fit(
 
             seconds = time.perf_counter() - begin
             for split, metrics in {"train": trained, "validation": validated}.items():
-                rows += [[run, epoch, epoch * len(batches), split, name, value, seconds] for name, value in metrics.items()]
+                rows += [
+                    [run, epoch, epoch * len(batches), split, name, value, seconds] for name, value in metrics.items()
+                ]
             if out is not None:
                 progress_so_far = {"epoch": epoch, "seconds": seconds, "rows": rows}
                 save(out, stateful, batches.generator, identity, progress_so_far)
@@ -286,7 +304,9 @@ def restore(out: Path | None, stateful: dict[str, Any], generator: torch.Generat
     saved = checkpoint.read(path)
     differ = differences(saved["identity"], identity)
     if differ:
-        raise checkpoint.CheckpointError(f"{path} is of another run ({'; '.join(differ)}): give the same settings to resume it")
+        raise checkpoint.CheckpointError(
+            f"{path} is of another run ({'; '.join(differ)}): give the same settings to resume it"
+        )
     checkpoint.load_weights(stateful["model"], saved["states"]["model"], path)
     for name, part in stateful.items():
         part.load_state_dict(saved["states"][name])

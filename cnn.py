@@ -1,0 +1,299 @@
+"""The command line of the course: `python cnn.py` trains the network, `python cnn.py --help` lists the rest."""
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import Field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from utils import checkpoint, data, device, files, train
+from utils.model import CNN, CNNConfig
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
+RUNS = files.ROOT / "runs"
+SETTINGS_FILE = "settings.json"
+FROM_DATA = ("in_channels", "num_classes")  # fields of CNNConfig that the data decide
+
+DEVICE_HELP = "auto (CUDA before MPS before CPU), cpu, cuda, cuda:1 or mps  [default: auto]"
+DATA_HELP = f"{', '.join(data.DATASETS)}, or a folder of images (train/CLASS/*, test/CLASS/*)"
+
+Size = Annotated[int | None, typer.Option(help="resize images to SIZE × SIZE pixels")]
+Channels = Annotated[int | None, typer.Option(help="read all images as 1 (grey) or 3 (colour) channels")]
+
+
+def as_option(field: Field) -> inspect.Parameter:
+    """Return the command-line option for one field of a configuration; not given, it is None."""
+    kind = str if field.name == "init" else type(field.default)
+    shown = typer.Option(help=f"{field.metadata['help']}  [default: {field.default}]", show_default=False)
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, shown]
+    )
+
+
+def with_fields(*configs: type) -> Callable[[Callable], Callable]:
+    """Give a command that ends in `**chosen` one option for every field of `configs`; only those given reach `chosen`."""
+
+    def decorate(command: Callable) -> Callable:
+        own = [p for p in inspect.signature(command).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        added = [as_option(field) for config in configs for field in fields(config) if field.name not in FROM_DATA]
+        names = {parameter.name for parameter in added}
+
+        def run(**given: Any) -> None:
+            command(**{name: value for name, value in given.items() if name not in names or value is not None})
+
+        run.__signature__ = inspect.Signature([*own, *added])
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *added]}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
+
+
+@app.command("train")
+@with_fields(CNNConfig, train.Recipe)
+def train_command(
+    *,
+    data_name: Annotated[str | None, typer.Option("--data", help=f"{DATA_HELP}  [default: fashion-mnist]")] = None,
+    size: Size = None,
+    channels: Channels = None,
+    images: Annotated[int | None, typer.Option(help="train on so many images only, as many of each class")] = None,
+    device_name: Annotated[str | None, typer.Option("--device", help=DEVICE_HELP)] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16  [default: auto]")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; 1 makes a run reproducible bit for bit")] = None,
+    compiled: Annotated[bool | None, typer.Option("--compile", help="run the network through torch.compile")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the run; default: a new one in runs/")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, or with the newest")] = False,
+    test: Annotated[bool, typer.Option(help="read the test images once, at the end")] = True,
+    **chosen: Any,
+) -> None:
+    """Train the network, say how good it is on the test images, and draw its curves."""
+    given = {"data": data_name, "size": size, "channels": channels, "images": images, "threads": threads}
+    given |= {"device": device_name, "precision": precision, "compiled": compiled} | chosen
+    given = {name: value for name, value in given.items() if value is not None}
+    out = folder_of_run(out, resume, given.get("data", "fashion-mnist"))
+    settings = (read_settings(out) | given) if resume else given
+    model, images_in, recipe, options = prepare(settings)
+    introduce(model, images_in, recipe, options, out)
+    if not resume:
+        files.write_text(out / SETTINGS_FILE, json.dumps(settings, indent=2))
+    try:
+        history = train.fit(model, images_in, recipe, **options, out=out, resume=resume)
+    except KeyboardInterrupt:
+        say_how_to_resume(out)
+        raise typer.Exit(130) from None
+    conclude(model, images_in, history, options, out, test)
+
+
+def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe, dict[str, Any]]:
+    """Return network, data, recipe and the options of `train.fit` that `settings` name. Raises ValueError for what is refused."""
+    unknown = settings.keys() - {"data", "size", "channels", "images", "threads", "device", "precision", "compiled"}
+    unknown -= {field.name for config in (CNNConfig, train.Recipe) for field in fields(config)}
+    if unknown:
+        raise ValueError(f"unknown settings {', '.join(sorted(unknown))} in {SETTINGS_FILE}: train again")
+    recipe = train.Recipe(**fields_of(train.Recipe, settings))
+    network = {name: number_or_word(value) for name, value in fields_of(CNNConfig, settings).items()}
+    CNNConfig(**network)  # wrong fields are refused before any image is read
+    where = device.pick(settings.get("device", "auto"))
+    precision = device.pick_precision(where, settings.get("precision", "auto"))
+    if settings.get("threads") is not None:
+        if settings["threads"] < 1:
+            raise ValueError(f"threads={settings['threads']}: expected 1 or more")
+        torch.set_num_threads(settings["threads"])
+
+    images = data.load(
+        settings.get("data", "fashion-mnist"), size=settings.get("size"), channels=settings.get("channels")
+    )
+    if settings.get("images") is not None:
+        images = images.take(settings["images"])
+    torch.manual_seed(recipe.seed)
+    model = CNN(CNNConfig(in_channels=images.in_channels, num_classes=images.num_classes, **network))
+    options = {"device": str(where), "precision": precision, "compiled": settings.get("compiled", False)}
+    return model, images, recipe, options
+
+
+def fields_of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return those of `settings` that are fields of `config`."""
+    names = {field.name for field in fields(config)}
+    return {name: value for name, value in settings.items() if name in names}
+
+
+def folder_of_run(out: Path | None, resume: bool, name: str) -> Path:
+    """Return the folder to write to. Raises ValueError rather than overwrite a run or resume one that is not there."""
+    if resume:
+        return out if out is not None else newest_run(checkpoint.STATE_FILE)
+    if out is None:
+        return RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(name).name}"
+    if (out / checkpoint.STATE_FILE).exists():
+        raise ValueError(f"--out {out} holds a run already: add --resume to go on with it, or name another folder")
+    return out
+
+
+def newest_run(file: str) -> Path:
+    """Return the newest folder in runs/ that holds `file`. Raises ValueError if there is none."""
+    found = sorted(RUNS.glob(f"*/{file}"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"no run with a checkpoint in {RUNS}: train one first (python cnn.py), or name its folder")
+    return found[-1].parent
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """Return the settings that the run in `out` was started with. Raises ValueError if they cannot be read."""
+    path = out / SETTINGS_FILE
+    try:
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path} ({error}): is {out} the folder of a run?") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} holds {type(settings).__name__}, expected the settings of a run: train again")
+    return settings
+
+
+def number_or_word(value: Any) -> Any:
+    """Return `value`, a word that is a number (as in --init 0.5) as a float."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def introduce(model: CNN, images: data.ImageData, recipe: train.Recipe, options: dict[str, Any], out: Path) -> None:
+    """Print what is about to be trained, on what, and how."""
+    shape = "×".join(str(side) for side in images.train.images.shape[1:])
+    parameters = sum(weight.numel() for weight in model.parameters())
+    print(
+        f"data      {images.name}: {len(images.train):,} training and {len(images.validation):,} validation images of {shape}"
+    )
+    print(f"network   {model.config.weighted_layers} weighted layers, {parameters:,} parameters")
+    print(f"recipe    {recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr}, seed {recipe.seed}")
+    print(f"device    {options['device']}, {options['precision']}, {torch.get_num_threads()} threads")
+    print(f"run       {shown(out)}")
+
+
+def say_how_to_resume(out: Path) -> None:
+    """Print, after Ctrl-C, what was kept and the command that goes on."""
+    if (out / checkpoint.STATE_FILE).exists():
+        print(f"\nstopped; the finished epochs are kept. Go on with: python cnn.py --resume --out {str(shown(out))!r}")
+    else:
+        print("\nstopped before the first epoch ended: nothing was kept, start again with python cnn.py")
+
+
+def conclude(
+    model: CNN, images: data.ImageData, history: train.History, options: dict[str, Any], out: Path, test: bool
+) -> None:
+    """Print the final numbers and write history.csv and curves.png beside the checkpoint."""
+    seconds = history["seconds"].max()
+    speed = history.loc[history["metric"] == "images_per_second", "value"].median()
+    if test:
+        split = images.read_test("python cnn.py train: the final number of a run")
+        stats = data.channel_stats(images.train.images)
+        result = train.evaluate(model, split, stats, device=options["device"], precision=options["precision"])
+        print(
+            f"test accuracy {result['accuracy']:.2%} ({round(result['accuracy'] * len(split)):,} of {len(split):,} images)"
+        )
+    else:
+        print(f"validation accuracy {history.last('validation', 'accuracy'):.2%} ({len(images.validation):,} images)")
+    print(f"training took {seconds:.0f} s, {speed:,.0f} images/s")
+    files.write_text(out / "history.csv", history.to_csv(index=False))
+    draw(history, out / "curves.png")
+    print(f"wrote {shown(out / 'curves.png')}; try: python cnn.py predict --run {str(shown(out))!r} IMAGE")
+
+
+def draw(history: train.History, path: Path) -> None:
+    """Write the curves of `history` to `path`."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from utils import plots
+
+    plots.use_style()
+    figure = plots.history(history)
+    with files.atomic_path(path) as beside:
+        figure.savefig(beside, dpi=150)
+
+
+def shown(path: Path) -> Path:
+    """Return `path` relative to the working directory where it lies below it."""
+    path = path.resolve()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="image files", show_default=False)],
+    run: Annotated[Path | None, typer.Option(help="folder of a trained run; default: the newest in runs/")] = None,
+    invert: Annotated[
+        bool, typer.Option("--invert", help="swap dark and light: Fashion-MNIST is light on dark")
+    ] = False,
+) -> None:
+    """Print the three most probable classes of each image, by a trained checkpoint."""
+    model, card = checkpoint.load_model(run if run is not None else newest_run(checkpoint.MODEL_FILE))
+    stats = data.ChannelStats(tuple(card["mean"]), tuple(card["std"]), 0)
+    for path in images:
+        image = data.read_image(path, tuple(card["image_size"]), model.config.in_channels)  # C×H×W
+        image = 255 - image if invert else image
+        with torch.inference_mode():
+            probabilities = model(data.normalize(image[None], stats)).softmax(1)[0]
+        top = probabilities.topk(min(3, len(probabilities)))
+        ranked = ", ".join(
+            f"{card['class_names'][i]} {p:.1%}" for p, i in zip(top.values.tolist(), top.indices.tolist())
+        )
+        print(f"{path}: {ranked}")
+
+
+@app.command()
+def stats(
+    data_name: Annotated[str, typer.Option("--data", help=DATA_HELP)] = "fashion-mnist",
+    size: Size = None,
+    channels: Channels = None,
+) -> None:
+    """Print mean and standard deviation of each channel over the training images."""
+    images = data.load(data_name, size=size, channels=channels)
+    found = data.channel_stats(images.train.images)
+    print(f"{images.name}: {len(images.train):,} training images, {found.count:,} pixels a channel, pixel range 0 to 1")
+    for name, values in {"mean": found.mean, "std": found.std}.items():
+        print(f"{name} = ({', '.join(f'{value:.6f}' for value in values)},)")
+
+
+@app.command()
+def bench(
+    rounds: Annotated[int, typer.Option(help="measurements of each loop, in turn")] = 5,
+    images: Annotated[int, typer.Option(help="training images a measurement")] = 12_288,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy", help="also train the defaults with seeds 0 to 4: about 20 minutes")
+    ] = False,
+) -> None:
+    """Measure the course's training loop against the usual one, and the share of the machine's peak it reaches."""
+    from utils import bench as benchmark
+
+    benchmark.speed(rounds, images)
+    if accuracy:
+        benchmark.accuracy()
+
+
+@app.command()
+def readme() -> None:
+    """Write the measured figures of results/ into README.md."""
+    from utils import bench as benchmark
+
+    benchmark.write_readme()
+
+
+def main() -> None:
+    """Run the command line; `train` is the default command. Wrong input ends in one sentence, not in a traceback."""
+    arguments = sys.argv[1:]
+    if not arguments or (arguments[0].startswith("-") and arguments[0] != "--help"):
+        arguments = ["train", *arguments]
+    try:
+        app(arguments)
+    except (ValueError, OSError, train.Diverged, MemoryError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

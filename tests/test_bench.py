@@ -1,0 +1,64 @@
+"""The benchmark measures what it says, both loops do the same work, and nothing is lost when it appends."""
+
+from itertools import count
+
+import pandas as pd
+import pytest
+import torch
+
+from utils import bench, data, device, train
+from utils.model import CNN, CNNConfig, parts
+
+
+def test_loops_are_measured_in_turn_and_the_first_round_is_not_counted():
+    order = []
+    ticks = count()
+
+    def loop(name):
+        order.append(name)
+        return next(ticks)
+
+    measured = bench.interleave({"a": lambda: loop("a"), "b": lambda: loop("b")}, rounds=2)
+    assert order == ["a", "b"] * 3
+    assert measured == {"a": [2, 4], "b": [3, 5]}
+
+
+def test_training_takes_three_times_the_forward_flops():
+    """But for the gradient of the image, which nobody needs: backward costs two products for each forward one."""
+    forward = {name: flops for name, *_, flops, _ in parts(CNN(), 28)}
+    assert bench.step_flops(CNNConfig(), (28, 28)) == 3 * sum(forward.values()) - forward["stem"]
+
+
+def test_peak_is_that_of_a_matrix_product(monkeypatch):
+    monkeypatch.setattr(bench, "PEAK_SIDE", 256)
+    assert 1e8 < bench.matmul_peak(torch.device("cpu"), "fp32", repeats=2) < 1e16
+
+
+def test_usual_loop_sees_the_embedded_images(tmp_path):
+    """torchvision's own data set, normalized as ours is: one epoch without crops has the mean and std of the split."""
+    bench.lay_out_for_torchvision(tmp_path)
+    stats = data.channel_stats(data.load().train.images)
+    recipe = train.Recipe(crop_padding=0, batch_size=500)
+    loader = bench.usual_loader(tmp_path, 2000, stats, recipe, workers=0)
+    images = torch.cat([images for images, _ in loader])
+    assert images.shape == (2000, 1, 28, 28)
+    assert images.mean().item() == pytest.approx(0, abs=0.02)
+    assert images.std().item() == pytest.approx(1, abs=0.02)
+    assert bench.usual_speed(loader, train.Recipe(epochs=1, batch_size=500, lr=0.1), device.pick("cpu")) > 0
+
+
+def test_too_few_rounds_are_refused():
+    with pytest.raises(ValueError, match="rounds=0"):
+        bench.speed(rounds=0)
+
+
+def test_rows_are_appended_with_their_machine(tmp_path):
+    path = tmp_path / "speed.csv"
+    for value in (1.0, 2.0):
+        bench.append(path, pd.DataFrame([bench.row("a", "x", [value, value + 1, value + 3])]), {"cpu": "x, y"})
+    rows = pd.read_csv(path)
+    assert rows["median"].tolist() == [2.0, 3.0]
+    assert rows["max"].tolist() == [4.0, 5.0]
+    assert rows["n"].tolist() == [3, 3]
+    assert set(rows["cpu"]) == {"x, y"}
+    assert rows["commit"].str.len().gt(5).all()

@@ -1,0 +1,212 @@
+"""The command line as a user meets it: training, interrupting, resuming, predicting, and one sentence for every mistake."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+import cnn
+from utils import checkpoint, data, files
+
+FAST = ["--images", "640", "--batch-size", "128", "--width", "4", "--threads", "1", "--precision", "fp32"]
+
+
+@pytest.fixture(autouse=True)
+def own_runs(tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(cnn, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(cnn.train, "tqdm", lambda **options: cnn_tqdm(**options | {"disable": True}))
+    yield
+    torch.set_num_threads(threads)
+
+
+cnn_tqdm = cnn.train.tqdm
+
+
+def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
+    """Return the exit status and everything printed by `python cnn.py arguments`."""
+    monkeypatch.setattr(sys, "argv", ["cnn.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        cnn.main()
+    printed = capsys.readouterr()
+    if isinstance(left.value.code, str):
+        return 1, printed.out + printed.err + left.value.code
+    return left.value.code or 0, printed.out + printed.err
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch, capsys):
+    """A run of two epochs on 640 images."""
+    out = tmp_path / "a run"
+    status, printed = run(monkeypatch, capsys, *FAST, "--epochs", 2, "--out", out)
+    assert status == 0, printed
+    return out, printed
+
+
+def test_train_says_what_it_does_and_how_good_the_network_is(trained):
+    out, printed = trained
+    for words in (
+        "640 training",
+        "10 weighted layers",
+        "cpu, fp32, 1 threads",
+        "of 10,000 images",
+        "images/s",
+        "curves.png",
+    ):
+        assert words in printed
+    history = (out / "history.csv").read_text().splitlines()
+    assert history[0] == "run,epoch,step,split,metric,value,seconds"
+    with Image.open(out / "curves.png") as picture:
+        assert min(picture.size) > 300
+    reads = (files.results_dir() / "test_reads.csv").read_text().splitlines()
+    assert "fashion-mnist" in reads[-1]
+    assert "final number" in reads[-1]
+
+
+def test_no_test_reads_no_test_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data.ImageData, "read_test", lambda *_: pytest.fail("the test images were read"))
+    status, printed = run(monkeypatch, capsys, "train", *FAST, "--epochs", 1, "--no-test")
+    assert status == 0
+    assert "validation accuracy" in printed
+    assert len(list(cnn.RUNS.glob("*-fashion-mnist/model.safetensors"))) == 1
+
+
+def test_predict_ranks_three_classes(trained, tmp_path, monkeypatch, capsys):
+    out, _ = trained
+    image = data.load().validation.images[0, 0]
+    Image.fromarray(image.numpy()).save(tmp_path / "boot.png")
+    Image.fromarray(255 - image.numpy()).resize((56, 56)).convert("RGB").save(tmp_path / "inverted.png")
+    status, printed = run(monkeypatch, capsys, "predict", "--run", out, tmp_path / "boot.png")
+    assert status == 0
+    assert printed.count("%") == 3
+    shares = [float(word.rstrip("%,")) for word in printed.split() if "%" in word]
+    assert shares == sorted(shares, reverse=True)
+    model, card = checkpoint.load_model(out)
+    stats = data.ChannelStats(tuple(card["mean"]), tuple(card["std"]), 0)
+    best = card["class_names"][model(data.normalize(image[None, None], stats)).argmax()]
+    assert printed.split("boot.png: ")[1].startswith(best)
+    assert run(monkeypatch, capsys, "predict", "--run", out, "--invert", tmp_path / "inverted.png")[1].count("%") == 3
+
+
+def test_every_field_of_both_configurations_is_an_option(monkeypatch, capsys):
+    _, printed = run(monkeypatch, capsys, "train", "--help")
+    for config in (cnn.CNNConfig, cnn.train.Recipe):
+        for field in cnn.fields(config):
+            if field.name not in cnn.FROM_DATA:
+                assert f"--{field.name.replace('_', '-')}" in printed
+
+
+def test_options_reach_the_configurations(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    status, printed = run(
+        monkeypatch,
+        capsys,
+        *FAST,
+        "--epochs",
+        1,
+        "--no-test",
+        "--out",
+        out,
+        "--no-residual",
+        "--init",
+        0.5,
+        "--pool",
+        "average",
+    )
+    assert status == 0, printed
+    config = checkpoint.load_model(out)[0].config
+    assert (config.residual, config.init, config.pool, config.width) == (False, 0.5, "average", 4)
+
+
+def test_ctrl_c_says_how_to_resume_and_resume_ends_the_same(trained, tmp_path, monkeypatch, capsys):
+    """A real process gets a real SIGINT; its run, resumed, ends with the weights of the undisturbed run."""
+    out = tmp_path / "interrupted"
+    command = [sys.executable, "cnn.py", *FAST, "--epochs", "12", "--out", str(out)]
+    process = subprocess.Popen(command, cwd=files.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / checkpoint.STATE_FILE).exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert f"python cnn.py --resume --out '{out}'" in printed
+    stopped_at = checkpoint.load_model(out)[1]["epoch"]
+    assert 1 <= stopped_at < 12
+    assert run(monkeypatch, capsys, "--resume", "--out", out, "--no-test")[0] == 0
+    whole = tmp_path / "whole"
+    assert run(monkeypatch, capsys, *FAST, "--epochs", 12, "--no-test", "--out", whole)[0] == 0
+    resumed, undisturbed = (checkpoint.read(folder / checkpoint.MODEL_FILE) for folder in (out, whole))
+    assert resumed["card"]["epoch"] == 12
+    assert all(torch.equal(resumed["weights"][name], weight) for name, weight in undisturbed["weights"].items())
+
+
+def test_resume_takes_the_settings_of_the_run_and_refuses_others(trained, monkeypatch, capsys):
+    out, _ = trained
+    assert run(monkeypatch, capsys, "--resume", "--out", out, "--no-test")[0] == 0
+    status, printed = run(monkeypatch, capsys, "--resume", "--out", out, "--no-test", "--width", 8)
+    assert status == 1
+    assert "network.width was 4 and is 8" in printed
+    assert json.loads((out / cnn.SETTINGS_FILE).read_text())["width"] == 4
+
+
+def test_stats_prints_numbers_to_paste(monkeypatch, capsys):
+    status, printed = run(monkeypatch, capsys, "stats")
+    assert status == 0
+    found: dict = {}
+    exec("\n".join(line for line in printed.splitlines() if " = " in line), found)  # noqa: S102 - our own output
+    assert found["mean"] == pytest.approx((0.2860,), abs=2e-3)  # the published figures are of all 60,000
+    assert found["std"] == pytest.approx((0.3530,), abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "cifar11"], "did you mean 'cifar10'"),
+        (["--lr", "0"], "lr=0.0: expected"),
+        (["--lr", "nan"], "lr=nan"),
+        (["--lr", "fast"], "'--lr'"),
+        (["--device", "gpu"], "'gpu' is not on this machine"),
+        (["--precision", "fp8"], "'fp8' is unknown"),
+        (["--norm", "bathc"], "norm='bathc': choose one of batch"),
+        (["--batch-size", "641", "--images", "640"], "641"),
+        (["--images", "3"], "take(3)"),
+        (["--size", "5"], "expected 8"),
+        (["--bogus", "1"], "No such option"),
+        (["--resume"], "no run with a checkpoint"),
+        (["--resume", "--out", "nowhere"], "nowhere"),
+        (["--out", "/proc/nowhere"], "/proc/nowhere"),
+        (["predict", "nothing.png"], "train one first"),
+        (["bench", "--rounds", "0"], "rounds=0"),
+        (["trian"], "No such command"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_sentence(arguments, words, monkeypatch, capsys):
+    if "/proc/nowhere" in arguments and sys.platform != "linux":
+        pytest.skip("/proc is Linux's")
+    status, printed = run(monkeypatch, capsys, *arguments)
+    assert status != 0
+    assert words in printed
+    assert "Traceback" not in printed
+
+
+def test_a_second_run_in_the_same_folder_is_refused(trained, monkeypatch, capsys):
+    out, _ = trained
+    before = (out / checkpoint.MODEL_FILE).read_bytes()
+    status, printed = run(monkeypatch, capsys, *FAST, "--out", out)
+    assert status == 1
+    assert "holds a run already: add --resume" in printed
+    assert (out / checkpoint.MODEL_FILE).read_bytes() == before
+
+
+def test_predict_names_a_file_that_is_no_image(trained, tmp_path, monkeypatch, capsys):
+    out, _ = trained
+    (tmp_path / "note.png").write_text("no image")
+    status, printed = run(monkeypatch, capsys, "predict", "--run", out, tmp_path / "note.png")
+    assert status == 1
+    assert "note.png" in printed

@@ -1,0 +1,257 @@
+"""How fast the training loop is: against the loop that people paste, and against what the machine can multiply."""
+
+import gzip
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import data, device, files, train
+from .model import CNN, CNNConfig
+
+SPEED_FILE = "speed.csv"
+ACCURACY_FILE = "accuracy.csv"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"  # of the README's section
+PEAK_SIDE = 4096  # side of the square matrices whose product measures the peak
+
+
+def speed(rounds: int = 5, images: int = 12_288) -> pd.DataFrame:
+    """Measure both loops `rounds` times in turn, print the table, append it to results/speed.csv and return its rows.
+
+    Same network, batch size, augmentation and optimizer in both, on the first `images` training images; a first round
+    warms up and is not counted. Raises ValueError for fewer than one round or than one batch of images.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}: expected at least 1")
+    recipe = train.Recipe(epochs=1)
+    part = data.load().take(images)
+    stats = data.channel_stats(part.train.images)
+    where, precision = device.pick(), device.pick_precision(device.pick())
+    with tempfile.TemporaryDirectory() as folder:
+        lay_out_for_torchvision(Path(folder))
+        loaders = {workers: usual_loader(Path(folder), images, stats, recipe, workers) for workers in (0, 2)}
+        tried = {workers: usual_speed(loader, recipe, where) for workers, loader in loaders.items()}
+        workers = max(tried, key=tried.get)
+        loops = {
+            "usual": lambda: usual_speed(loaders[workers], recipe, where),
+            "course": lambda: course_speed(part, recipe),
+        }
+        measured = interleave(loops, rounds)
+    peak = matmul_peak(where, precision)
+    share = statistics.median(measured["course"]) * step_flops(CNNConfig(), part.image_size) / peak
+    ratios = [ours / theirs for ours, theirs in zip(measured["course"], measured["usual"])]
+    rows = [
+        row(f"usual loop, {workers} workers, fp32", "images/s", measured["usual"]),
+        row(f"the course's loop, {precision}", "images/s", measured["course"]),
+        row("ratio of the two", "×", ratios),
+        row(f"peak of the {precision} matrix product", "GFLOP/s", [peak / 1e9]),
+        row("share of that peak in the course's loop", "%", [100 * share]),
+        row("memory of this process at its largest", "GB", [peak_memory() / 1e9]),
+    ]
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
+    machine = device.describe()
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    append(files.results_dir() / SPEED_FILE, table, machine)
+    return table
+
+
+def accuracy(seeds: range = range(5)) -> pd.DataFrame:
+    """Train the defaults with each of `seeds`, read the test images once each, and append the rows to results/accuracy.csv."""
+    images = data.load()
+    rows = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        model, recipe = CNN(CNNConfig()), train.Recipe(seed=seed)
+        history = train.fit(model, images, recipe)
+        split = images.read_test(f"python cnn.py bench --accuracy, seed {seed}")
+        test = train.evaluate(model, split, data.channel_stats(images.train.images))
+        rows.append({"seed": seed, "test_accuracy": test["accuracy"], "seconds": history["seconds"].max()})
+        print(f"seed {seed}: test accuracy {test['accuracy']:.2%}, {rows[-1]['seconds']:.0f} s")
+    table = pd.DataFrame(rows)
+    print(f"median of {len(table)} seeds: {table.test_accuracy.median():.2%} in {table.seconds.median():.0f} s")
+    append(files.results_dir() / ACCURACY_FILE, table, device.describe())
+    return table
+
+
+def interleave(loops: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Return `rounds` results of each of `loops`, measured in turn after one round that warms up."""
+    measured: dict[str, list[float]] = {name: [] for name in loops}
+    for turn in range(rounds + 1):
+        for name, loop in loops.items():
+            result = loop()
+            if turn > 0:
+                measured[name].append(result)
+    return measured
+
+
+def course_speed(part: data.ImageData, recipe: train.Recipe) -> float:
+    """Return the images per second of `train.fit` over one epoch."""
+    torch.manual_seed(recipe.seed)
+    return train.fit(CNN(CNNConfig()), part, recipe, progress=False).last("train", "images_per_second")
+
+
+def usual_loader(folder: Path, images: int, stats: data.ChannelStats, recipe: train.Recipe, workers: int) -> DataLoader:
+    """Return what tutorials build: torchvision's data set (files below `folder`), transforms image by image, a DataLoader."""
+    from torchvision import datasets, transforms
+
+    steps = [
+        transforms.RandomCrop(28, padding=recipe.crop_padding, padding_mode="reflect"),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(stats.mean, stats.std),
+    ]
+    whole = datasets.FashionMNIST(str(folder), train=True, transform=transforms.Compose(steps))
+    part = torch.utils.data.Subset(whole, range(images))
+    return DataLoader(part, recipe.batch_size, shuffle=True, num_workers=workers, drop_last=True)
+
+
+def lay_out_for_torchvision(folder: Path) -> None:
+    """Unpack the embedded files below `folder` to where torchvision's FashionMNIST looks for them."""
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for packed in data.FASHION_MNIST.glob("*.gz"):
+        (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
+
+
+def usual_speed(loader: DataLoader, recipe: train.Recipe, where: torch.device) -> float:
+    """Return the images per second of the loop that tutorials show: fp32, N×C×H×W in memory, `.item()` after every step."""
+    torch.manual_seed(recipe.seed)
+    model = CNN(CNNConfig()).to(where)
+    optimizer = train.make_optimizer(model, recipe)
+    schedule = train.make_schedule(optimizer, recipe, len(loader))
+    running_loss, correct, total, begin = 0.0, 0, 0, time.perf_counter()
+    for images, labels in loader:
+        images, labels = images.to(where), labels.to(where)
+        optimizer.zero_grad()
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        running_loss += loss.item()
+        correct += (logits.argmax(1) == labels).sum().item()
+        total += len(labels)
+    return total / (time.perf_counter() - begin)
+
+
+def matmul_peak(where: torch.device, precision: str, repeats: int = 5) -> float:
+    """Return the FLOP/s of the best of `repeats` products of two 4096 × 4096 matrices in `precision`."""
+    a, b = (torch.randn(PEAK_SIDE, PEAK_SIDE, device=where, dtype=device.PRECISIONS[precision]) for _ in range(2))
+    seconds = []
+    for _ in range(repeats + 1):
+        synchronize(where)
+        begin = time.perf_counter()
+        a @ b
+        synchronize(where)
+        seconds.append(time.perf_counter() - begin)
+    return 2 * PEAK_SIDE**3 / min(seconds[1:])
+
+
+def synchronize(where: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU always has."""
+    if where.type in ("cuda", "mps"):
+        getattr(torch, where.type).synchronize()
+
+
+def step_flops(config: CNNConfig, image_size: tuple[int, int]) -> float:
+    """Return the FLOPs (2 × multiply-adds) of training on one image: forward and backward, as PyTorch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        CNN(config)(torch.zeros(2, config.in_channels, *image_size)).sum().backward()
+    return counter.get_total_flops() / 2
+
+
+def row(what: str, unit: str, values: list[float]) -> dict[str, object]:
+    """Return a line of the table: median, smallest and largest of `values`."""
+    return {
+        "what": what,
+        "unit": unit,
+        "n": len(values),
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+    }
+
+
+def peak_memory() -> int:
+    """Return the largest resident memory of this process so far, in bytes."""
+    try:
+        import resource  # not on Windows, where psutil knows the peak
+    except ImportError:
+        return psutil.Process().memory_info().peak_wset
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measured_block() -> str:
+    """Return the README's section of measured figures, written from the newest rows in results/."""
+    runs, loops = (newest(pd.read_csv(files.ROOT / "results" / name)) for name in (ACCURACY_FILE, SPEED_FILE))
+    machine = runs.iloc[0]
+    lines = [
+        "## Measured",
+        "",
+        f"On {machine.cores} cores of a {machine.cpu} ({machine.precision}, torch {machine.torch}), shared with others; no GPU was used.",
+        "",
+        "| | median | from – to | n |",
+        "|---|---|---|---|",
+        line("Fashion-MNIST test accuracy, defaults", runs.test_accuracy * 100, "{:.2f} %"),
+        line("training time, validation each epoch included", runs.seconds, "{:.0f} s"),
+    ]
+    for loop in loops.itertuples():
+        digits = 0 if loop.median >= 100 else 2
+        spread = f"{loop.min:,.{digits}f} – {loop.max:,.{digits}f}" if loop.n > 1 else ""
+        lines.append(f"| {loop.what} | {loop.median:,.{digits}f} {loop.unit} | {spread} | {loop.n} |")
+    lines += ["", "`python cnn.py bench --accuracy` measures them on your machine; `results/` keeps the rows."]
+    return "\n".join(lines)
+
+
+def newest(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the last measurement in a file of `append`: those of its last date and commit."""
+    last = rows.iloc[-1]
+    return rows[(rows["date"] == last["date"]) & (rows["commit"] == last["commit"])]
+
+
+def line(what: str, values: pd.Series, form: str) -> str:
+    """Return a row of the README's table: median, smallest and largest of `values`."""
+    low, middle, high = (form.format(value) for value in (values.min(), values.median(), values.max()))
+    return f"| {what} | {middle} | {low} – {high} | {len(values)} |"
+
+
+def write_readme() -> None:
+    """Put `measured_block()` between its marks in README.md."""
+    path = files.ROOT / "README.md"
+    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    files.write_text(path, f"{before}{BEGIN}\n{measured_block()}\n{END}{after}")
+
+
+def append(path: Path, table: pd.DataFrame, machine: dict[str, str]) -> None:
+    """Append `table` to the CSV at `path`, each row with the date, the commit and the machine it was measured on."""
+    table = table.assign(date=date.today().isoformat(), commit=commit(), **machine)
+    before = [pd.read_csv(path)] if path.exists() else []
+    files.write_text(path, pd.concat([*before, table]).to_csv(index=False))
+
+
+def commit() -> str:
+    """Return the short name of the commit at hand, with a "+" if files differ from it; "unknown" outside of git."""
+    try:
+        git = ["git", "-C", str(files.ROOT)]
+        name = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
+        return name + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
