@@ -37,7 +37,7 @@ def as_option(field: Field) -> inspect.Parameter:
 
 
 def with_fields(*configs: type) -> Callable[[Callable], Callable]:
-    """Give a command that ends in `**chosen` one option for every field of `configs`; only those given reach `chosen`."""
+    """Give a command that ends in `**chosen` one option for every field of `configs`; `chosen` gets those given."""
 
     def decorate(command: Callable) -> Callable:
         own = [p for p in inspect.signature(command).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -91,7 +91,10 @@ def train_command(
 
 
 def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe, dict[str, Any]]:
-    """Return network, data, recipe and the options of `train.fit` that `settings` name. Raises ValueError for what is refused."""
+    """Return network, data, recipe and the options of `train.fit` that `settings` name.
+
+    Raises ValueError for what is refused.
+    """
     unknown = settings.keys() - {"data", "size", "channels", "images", "threads", "device", "precision", "compiled"}
     unknown -= {field.name for config in (CNNConfig, train.Recipe) for field in fields(config)}
     if unknown:
@@ -167,7 +170,7 @@ def introduce(model: CNN, images: data.ImageData, recipe: train.Recipe, options:
     shape = "×".join(str(side) for side in images.train.images.shape[1:])
     parameters = sum(weight.numel() for weight in model.parameters())
     print(
-        f"data      {images.name}: {len(images.train):,} training and {len(images.validation):,} validation images of {shape}"
+        f"data      {images.name}, {shape}: {len(images.train):,} images to train, {len(images.validation):,} to validate"
     )
     print(f"network   {model.config.weighted_layers} weighted layers, {parameters:,} parameters")
     print(f"recipe    {recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr}, seed {recipe.seed}")
@@ -193,9 +196,8 @@ def conclude(
         split = images.read_test("python cnn.py train: the final number of a run")
         stats = data.channel_stats(images.train.images)
         result = train.evaluate(model, split, stats, device=options["device"], precision=options["precision"])
-        print(
-            f"test accuracy {result['accuracy']:.2%} ({round(result['accuracy'] * len(split)):,} of {len(split):,} images)"
-        )
+        correct = round(result["accuracy"] * len(split))
+        print(f"test accuracy {result['accuracy']:.2%} ({correct:,} of {len(split):,} images)")
     else:
         print(f"validation accuracy {history.last('validation', 'accuracy'):.2%} ({len(images.validation):,} images)")
     print(f"training took {seconds:.0f} s, {speed:,.0f} images/s")
@@ -241,7 +243,7 @@ def predict(
             probabilities = model(data.normalize(image[None], stats)).softmax(1)[0]
         top = probabilities.topk(min(3, len(probabilities)))
         ranked = ", ".join(
-            f"{card['class_names'][i]} {p:.1%}" for p, i in zip(top.values.tolist(), top.indices.tolist())
+            f"{card['class_names'][i]} {p:.1%}" for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         )
         print(f"{path}: {ranked}")
 

@@ -3,6 +3,7 @@
 import errno
 import math
 import random
+import re
 
 import pytest
 import torch
@@ -49,10 +50,8 @@ def test_any_flipped_bit_or_cut_is_noticed(tmp_path):
         bad = bytearray(good)
         bad[draw.randrange(len(bad))] ^= 1 << draw.randrange(8)
         path.write_bytes(bad)
-        try:
-            assert equal(checkpoint.read(path), RECORD)  # a flip in the header's padding may leave the content whole
-        except checkpoint.CheckpointError as error:
-            assert str(path) in str(error)
+        with pytest.raises(checkpoint.CheckpointError, match=re.escape(str(path))):
+            checkpoint.read(path)
     for cut in (0, 7, 8, 100, len(good) - 1):
         path.write_bytes(good[:cut])
         with pytest.raises(checkpoint.CheckpointError, match="not a readable checkpoint|damaged"):
@@ -92,7 +91,9 @@ def test_trained_network_comes_back(tmp_path):
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
-    with pytest.raises(checkpoint.CheckpointError, match="another architecture.*head.weight is \\(10, 256\\) in the file"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match="another architecture.*head.weight is \\(10, 256\\) in the file"
+    ):
         checkpoint.load_weights(CNN(CNNConfig(width=4)), CNN().state_dict(), tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: training, interrupting, resuming, predicting, and one sentence for every mistake."""
+"""The command line as a user meets it: train, interrupt, resume, predict, and one sentence for every mistake."""
 
 import json
 import signal
@@ -51,7 +51,7 @@ def trained(tmp_path, monkeypatch, capsys):
 def test_train_says_what_it_does_and_how_good_the_network_is(trained):
     out, printed = trained
     for words in (
-        "640 training",
+        "640 images to train",
         "10 weighted layers",
         "cpu, fp32, 1 threads",
         "of 10,000 images",
@@ -159,7 +159,7 @@ def test_stats_prints_numbers_to_paste(monkeypatch, capsys):
     status, printed = run(monkeypatch, capsys, "stats")
     assert status == 0
     found: dict = {}
-    exec("\n".join(line for line in printed.splitlines() if " = " in line), found)  # noqa: S102 - our own output
+    exec("\n".join(line for line in printed.splitlines() if " = " in line), found)
     assert found["mean"] == pytest.approx((0.2860,), abs=2e-3)  # the published figures are of all 60,000
     assert found["std"] == pytest.approx((0.3530,), abs=2e-3)
 

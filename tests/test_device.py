@@ -45,7 +45,9 @@ def test_precision_on_the_cpu():
 def test_cpu_kept_from_its_bf16_instructions_trains_in_fp32():
     limits = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     code = "from utils import device; print(device.describe('cpu')['precision'])"
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | limits, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | limits, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "fp32"
 
 

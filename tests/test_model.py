@@ -104,7 +104,7 @@ def test_dropout_stands_where_it_is_asked_for(where, expected):
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_scaled_residual_branches_keep_the_variance_at_any_depth(norm):
-    """Along a layer of 25 blocks the second moment grows by 25 (batch norm) or 2²⁵ (none) unscaled, by less than e scaled."""
+    """Along a layer of 25 blocks the second moment grows 25 times (batch norm) or 2²⁵ times; scaled, by less than e."""
     growth = {}
     for scaled in (True, False):
         torch.manual_seed(0)

@@ -51,7 +51,9 @@ def test_fit_does_what_a_plain_loop_does(tiny):
     torch.manual_seed(0)
     plain = CNN(SMALL).to(memory_format=torch.channels_last)
     stats = data.channel_stats(tiny.train.images)
-    batches = data.Batches(tiny.train, stats, 128, shuffle=True, drop_last=True, crop_padding=recipe.crop_padding, flip=True)
+    batches = data.Batches(
+        tiny.train, stats, 128, shuffle=True, drop_last=True, crop_padding=recipe.crop_padding, flip=True
+    )
     decayed = [weight for weight in plain.parameters() if weight.ndim > 1]
     kept = [weight for weight in plain.parameters() if weight.ndim == 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept}]
@@ -63,7 +65,7 @@ def test_fit_does_what_a_plain_loop_does(tiny):
     average = {name: value.clone() for name, value in plain.state_dict().items()}
     losses = []
     for _ in range(2):
-        for step, (images, labels) in enumerate(batches):
+        for images, labels in batches:
             loss = F.cross_entropy(plain(images), labels, label_smoothing=0.1)
             losses.append(loss.item())
             optimizer.zero_grad()
@@ -212,7 +214,7 @@ def test_resume_refuses_another_run(tiny, tmp_path):
 
 @pytest.mark.parametrize("norm", ["none"])
 def test_diverged_loss_stops_at_once_and_keeps_the_last_checkpoint(tiny, tmp_path, norm):
-    """The weights are made NaN after the first epoch, so that the first step of the second one (step 6) is the bad one."""
+    """The weights are made NaN after the first epoch: the first step of the second one (step 6) is bad."""
     torch.manual_seed(0)
     model = CNN(replace(SMALL, norm=norm))
 
@@ -222,7 +224,13 @@ def test_diverged_loss_stops_at_once_and_keeps_the_last_checkpoint(tiny, tmp_pat
 
     with pytest.raises(train.Diverged, match=r"nan at step 6: .*--lr"):
         train.fit(
-            model, tiny, Recipe(epochs=2, batch_size=128, lr=0.01), device="cpu", progress=False, out=tmp_path, on_epoch=spoil
+            model,
+            tiny,
+            Recipe(epochs=2, batch_size=128, lr=0.01),
+            device="cpu",
+            progress=False,
+            out=tmp_path,
+            on_epoch=spoil,
         )
     kept, card = checkpoint.load_model(tmp_path)
     assert card["epoch"] == 1

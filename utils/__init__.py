@@ -1,1 +1,4 @@
-"""The course's shared package: what two lessons use lives here, once. Imports run downwards only, from plots to files."""
+"""The course's shared package: what two lessons use lives here, once.
+
+Imports run downwards only, from plots to files.
+"""

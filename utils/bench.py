@@ -50,7 +50,7 @@ def speed(rounds: int = 5, images: int = 12_288) -> pd.DataFrame:
         measured = interleave(loops, rounds)
     peak = matmul_peak(where, precision)
     share = statistics.median(measured["course"]) * step_flops(CNNConfig(), part.image_size) / peak
-    ratios = [ours / theirs for ours, theirs in zip(measured["course"], measured["usual"])]
+    ratios = [ours / theirs for ours, theirs in zip(measured["course"], measured["usual"], strict=True)]
     rows = [
         row(f"usual loop, {workers} workers, fp32", "images/s", measured["usual"]),
         row(f"the course's loop, {precision}", "images/s", measured["course"]),
@@ -68,7 +68,7 @@ def speed(rounds: int = 5, images: int = 12_288) -> pd.DataFrame:
 
 
 def accuracy(seeds: range = range(5)) -> pd.DataFrame:
-    """Train the defaults with each of `seeds`, read the test images once each, and append the rows to results/accuracy.csv."""
+    """Train the defaults with each of `seeds`, read the test images once each, append to results/accuracy.csv."""
     images = data.load()
     rows = []
     for seed in seeds:
@@ -103,7 +103,7 @@ def course_speed(part: data.ImageData, recipe: train.Recipe) -> float:
 
 
 def usual_loader(folder: Path, images: int, stats: data.ChannelStats, recipe: train.Recipe, workers: int) -> DataLoader:
-    """Return what tutorials build: torchvision's data set (files below `folder`), transforms image by image, a DataLoader."""
+    """Return what tutorials build: torchvision's data set (in `folder`), transforms image by image, a DataLoader."""
     from torchvision import datasets, transforms
 
     steps = [
@@ -126,7 +126,7 @@ def lay_out_for_torchvision(folder: Path) -> None:
 
 
 def usual_speed(loader: DataLoader, recipe: train.Recipe, where: torch.device) -> float:
-    """Return the images per second of the loop that tutorials show: fp32, N×C×H×W in memory, `.item()` after every step."""
+    """Return the images per second of the loop that tutorials show: fp32, N×C×H×W in memory, `.item()` every step."""
     torch.manual_seed(recipe.seed)
     model = CNN(CNNConfig()).to(where)
     optimizer = train.make_optimizer(model, recipe)
@@ -200,7 +200,8 @@ def measured_block() -> str:
     lines = [
         "## Measured",
         "",
-        f"On {machine.cores} cores of a {machine.cpu} ({machine.precision}, torch {machine.torch}), shared with others; no GPU was used.",
+        f"On {machine.cores} cores of a {machine.cpu} ({machine.precision}, torch {machine.torch}), "
+        "shared with others; no GPU was used.",
         "",
         "| | median | from – to | n |",
         "|---|---|---|---|",

@@ -25,7 +25,8 @@ class CheckpointError(ValueError):
 def write(path: Path, record: Any) -> None:
     """Write `record` to `path`: nested dicts, lists, numbers and strings as JSON, the tensors in it as safetensors.
 
-    A SHA-256 over both stands in the file's header. Raises OSError (disk full, no permission) and then leaves the old file as it was.
+    A SHA-256 over both stands in the file's header. Raises OSError (disk full, no permission) and then leaves the old
+    file as it was.
     """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(pack(record, tensors))
@@ -35,14 +36,17 @@ def write(path: Path, record: Any) -> None:
 
 
 def read(path: Path) -> Any:
-    """Return what `write` wrote to `path`. Raises CheckpointError if the file is missing or not exactly what was written."""
+    """Return what `write` wrote to `path`.
+
+    Raises CheckpointError if the file is missing or not exactly what was written.
+    """
     remedy = "train again, or take the file from a backup"
     if not Path(path).is_file():
         raise CheckpointError(f"no checkpoint at {path}: train first (python cnn.py), or name another folder")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
         text = header["record"]
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint ({error}): {remedy}") from error
@@ -83,7 +87,7 @@ def digest(text: str, tensors: dict[str, Tensor]) -> str:
 
 
 def save_model(folder: Path, model: nn.Module, card: dict[str, Any]) -> None:
-    """Write the weights of `model` and its `card` (data, class names, statistics, epoch …) to `folder`/model.safetensors."""
+    """Write the weights of `model` and its `card` (data, classes, statistics, epoch) to `folder`/model.safetensors."""
     config = asdict(model.config) if isinstance(model, CNN) else None
     write(Path(folder) / MODEL_FILE, {"config": config, "weights": model.state_dict(), "card": card})
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+from pathlib import Path
 
 import torch
 
@@ -26,10 +27,11 @@ def pick(name: str = "auto") -> torch.device:
 
 
 def pick_precision(device: torch.device, name: str = "auto") -> str:
-    """Return "fp32", "bf16" or "fp16". "auto" is the fastest one that `device` multiplies natively and trains in safely.
+    """Return "fp32", "bf16" or "fp16". "auto" is the fastest that `device` multiplies natively.
 
-    bf16 on CUDA from Ampere on and on CPUs with AMX or AVX512-BF16 instructions; fp16 (with loss scaling) on older CUDA;
-    fp32 elsewhere. Raises ValueError for an unknown name, and for fp16 on a CPU (its gradients underflow without loss scaling).
+    bf16 on CUDA from Ampere on and on CPUs with AMX or AVX512-BF16 instructions; fp16 (with loss scaling) on older
+    CUDA; fp32 elsewhere. Raises ValueError for an unknown name, and for fp16 on a CPU (its gradients underflow
+    without loss scaling).
     """
     if name == "auto":
         if device.type == "cuda":
@@ -43,7 +45,7 @@ def pick_precision(device: torch.device, name: str = "auto") -> str:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """True if this CPU has bf16 matrix instructions and PyTorch may use them (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA)."""
+    """True if this CPU has bf16 matrix instructions that PyTorch may use (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA)."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return False
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
@@ -78,7 +80,7 @@ def describe(device: str = "auto", precision: str = "auto") -> dict[str, str]:
 def cpu_name() -> str:
     """Return the CPU's model name, as Linux states it, else what Python's platform module knows."""
     try:
-        with open("/proc/cpuinfo") as lines:
+        with Path("/proc/cpuinfo").open() as lines:
             names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         return names[0]
     except (OSError, IndexError):

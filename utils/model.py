@@ -84,7 +84,8 @@ def is_number(value: object) -> bool:
 def norm_layer(kind: str, channels: int) -> nn.Module:
     """Return the normalization of N×C×H×W activations called `kind`.
 
-    batch: Ioffe & Szegedy 2015. layer: over C×H×W of each image (Ba et al. 2016). group: Wu & He 2018, 8 groups where they divide.
+    batch: Ioffe & Szegedy 2015. layer: over C×H×W of each image (Ba et al. 2016). group: Wu & He 2018, 8 groups where
+    they divide.
     """
     if kind == "batch":
         return nn.BatchNorm2d(channels)
@@ -99,7 +100,10 @@ def pool_layer(kind: str) -> nn.Module:
 
 
 def conv(config: CNNConfig, fan_in: int, fan_out: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution that keeps the size at stride 1. A norm behind it subtracts any bias, so only "none" has one."""
+    """Return a convolution that keeps the size at stride 1.
+
+    A norm behind it subtracts any bias, so only "none" has one.
+    """
     return nn.Conv2d(fan_in, fan_out, kernel, stride, padding=kernel // 2, bias=config.norm == "none")
 
 
@@ -125,8 +129,9 @@ class Stem(nn.Module):
 class Block(nn.Module):
     """Two 3×3 convolutions, each with its norm, and around them the residual connection (He et al. 2015, figure 2).
 
-    In a layer's first block the channels double and the image halves: by stride 2, or by pooling under `pool_everywhere`.
-    The shortcut is the identity where shapes agree, else a 1×1 convolution with its norm; without `residual` there is none.
+    In a layer's first block the channels double and the image halves: by stride 2, or by pooling under
+    `pool_everywhere`. The shortcut is the identity where shapes agree, else a 1×1 convolution with its norm; without
+    `residual` there is none.
     """
 
     def __init__(self, config: CNNConfig, fan_in: int, fan_out: int, halve: bool) -> None:
@@ -213,9 +218,10 @@ def check_images(images: Tensor, in_channels: int) -> None:
 def initialize(model: nn.Module, init: str | float, activation: str = "relu") -> None:
     """Draw the convolutions' weights of `model`; a gain g means a standard deviation of g / √fan_in.
 
-    he: g = √2, right for ReLU (He et al. 2015, "Delving deep"), or the activation's own gain (`nn.init.calculate_gain`).
-    xavier: variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010). default: PyTorch's `kaiming_uniform_(a=√5)`, g = 1/√3.
-    Biases start at zero but for "default"; the head stays as PyTorch draws it, so that it is the same in every variant.
+    he: g = √2, right for ReLU (He et al. 2015, "Delving deep"), or the activation's own (`nn.init.calculate_gain`).
+    xavier: variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010). default: PyTorch's `kaiming_uniform_(a=√5)`, g =
+    1/√3. Biases start at zero but for "default"; the head stays as PyTorch draws it, so that it is the same in every
+    variant.
     """
     if init == "default":
         return
@@ -249,10 +255,13 @@ def he_gain(activation: str) -> float:
 
 
 def table(model: CNN, size: int = 28) -> str:
-    """Return the table that `print(model)` shows. FLOPs (2 × multiply-adds) are counted by `torch.utils.flop_counter`."""
+    """Return the table that `print(model)` shows.
+
+    FLOPs (2 × multiply-adds) are counted by `torch.utils.flop_counter`.
+    """
     rows = list(parts(model, size))
     lines = [
-        f"CNN: {model.config.weighted_layers} weighted layers, for one image of {model.config.in_channels}×{size}×{size}"
+        f"CNN: {model.config.weighted_layers} weighted layers, for an image of {model.config.in_channels}×{size}×{size}"
     ]
     lines.append(f"{'layer':<10}{'output shape':>16}{'parameters':>14}{'FLOPs':>16}{'receptive field':>18}")
     for name, shape, parameters, flops, field_size in rows:
@@ -263,7 +272,7 @@ def table(model: CNN, size: int = 28) -> str:
 
 
 def parts(model: CNN, size: int = 28) -> Iterator[tuple[str, tuple[int, ...], int, int, int]]:
-    """Yield (name, output shape, parameters, FLOPs, side of the receptive field in pixels; 0: all) of stem, layers and head."""
+    """Yield (name, output shape, parameters, FLOPs, receptive field in pixels; 0: all) of stem, layers, head."""
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(model.parameters()).device

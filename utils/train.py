@@ -74,7 +74,7 @@ class Recipe:
 class History(pd.DataFrame):
     """The tidy record of runs: run, epoch, step, split, metric, value, seconds (wall time since the run began)."""
 
-    COLUMNS = ["run", "epoch", "step", "split", "metric", "value", "seconds"]
+    COLUMNS = ("run", "epoch", "step", "split", "metric", "value", "seconds")
 
     @property
     def _constructor(self):
@@ -107,8 +107,9 @@ def fit(
 
     Images are normalized with the statistics of the training split. With `out`, a checkpoint is written there after
     every epoch, and `resume` goes on from it: on one CPU thread in fp32 the final weights are bit-identical to those of
-    an undisturbed run. `on_epoch` is called with the history so far after each epoch. Raises Diverged when the loss is no
-    longer finite, CheckpointError when what `out` holds does not fit, ValueError for a bad device, precision or batch size.
+    an undisturbed run. `on_epoch` is called with the history so far after each epoch. Raises Diverged when the loss
+    is no longer finite, CheckpointError when what `out` holds does not fit, ValueError for a bad device, precision or
+    batch size.
     """
     where = devices.pick(device)
     precision = devices.pick_precision(where, precision)
@@ -181,7 +182,7 @@ def fit(
 
 
 class Meter:
-    """Loss, accuracy (correct / total) and speed of one epoch, summed on the device so that no step waits for the result."""
+    """Loss, accuracy (correct / total) and speed of one epoch, summed on the device so that no step waits for it."""
 
     def __init__(self, where: torch.device, steps: int, first_step: int) -> None:
         self.losses = torch.zeros(steps, device=where)
@@ -223,7 +224,7 @@ class Meter:
 def evaluate(
     model: nn.Module, split: Split, stats: ChannelStats, *, device: str = "auto", precision: str = "auto"
 ) -> dict[str, float]:
-    """Return the mean cross-entropy "loss" and the "accuracy" (correct / total) of `model` on `split`, in evaluation mode."""
+    """Return "loss" (mean cross-entropy) and "accuracy" (correct / total) of `model` on `split`, in eval mode."""
     where = devices.pick(device)
     precision = devices.pick_precision(where, precision)
     model.to(where)
@@ -243,7 +244,7 @@ def evaluate(
 def training_batches(
     data: ImageData, stats: ChannelStats, recipe: Recipe, where: torch.device, precision: str
 ) -> Batches:
-    """Return the shuffled, augmented batches of an epoch; the last, smaller one is dropped so that all steps are alike."""
+    """Return the shuffled, augmented batches of an epoch; a last, smaller one is dropped: all steps are alike."""
     return Batches(
         data.train,
         stats,
@@ -271,7 +272,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return the schedule over `steps` steps: one-cycle (Smith & Topin 2017), cosine (Loshchilov & Hutter 2016) or constant."""
+    """Return the schedule: one-cycle (Smith & Topin 2017), cosine (Loshchilov & Hutter 2016) or constant."""
     if recipe.schedule == "one-cycle":
         return torch.optim.lr_scheduler.LambdaLR(optimizer, partial(one_cycle, steps=steps, warmup=recipe.warmup))
     if recipe.schedule == "cosine":
@@ -280,7 +281,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) 
 
 
 def one_cycle(step: int, steps: int, warmup: float) -> float:
-    """Return the share of the peak lr at `step` of `steps`: a straight line up over the share `warmup`, and down to 0 at the end.
+    """Return the share of the peak lr at `step` of `steps`: straight up over the share `warmup`, straight down to 0.
 
     `torch.optim.lr_scheduler.OneCycleLR` does the same, but divides by zero for some small numbers of steps.
     """
@@ -297,7 +298,10 @@ def save(out: Path, stateful: dict[str, Any], generator: torch.Generator, identi
 
 
 def restore(out: Path | None, stateful: dict[str, Any], generator: torch.Generator, identity: dict) -> dict[str, Any]:
-    """Load the state that `save` wrote to folder `out` and return its progress. Raises CheckpointError if it does not fit."""
+    """Load the state that `save` wrote to folder `out` and return its progress.
+
+    Raises CheckpointError if it does not fit.
+    """
     if out is None:
         raise ValueError("resume=True without out: name the folder of the run to go on with")
     path = Path(out) / checkpoint.STATE_FILE

@@ -1,0 +1,101 @@
+# Every command sets up what it needs, once, in .venv; nothing outside this folder is changed.
+# Another Python: `make lab PYTHON=python3.12`. Options for the command behind it: `make train ARGS="--epochs 1"`.
+
+ifeq ($(OS),Windows_NT)
+  ifneq ($(shell printf posix),posix)
+    $(error These commands need a POSIX shell: run make in Git Bash)
+  endif
+  PYTHON ?= python
+  BIN := .venv/Scripts
+else
+  PYTHON ?= python3
+  BIN := .venv/bin
+endif
+
+ARGS ?=
+LESSON ?= *
+PY := $(BIN)/python
+LESSONS := notebooks/$(LESSON).ipynb
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval.cfg
+EXECUTE := --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 \
+  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help lab train test lint unit lessons notebooks format clean setup setup-dev
+
+help:  ## show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+lab: setup  ## open the lessons in JupyterLab
+	@$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	  $$([ "$$(id -u)" = 0 ] && echo --allow-root) $(ARGS)
+
+train: setup  ## train the network on the embedded data
+	@$(PY) cnn.py $(ARGS)
+
+test: setup-dev  ## lint, unit tests, and every lesson executed again
+	@"$(MAKE)" --no-print-directory --keep-going lint unit lessons
+
+lint: setup-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+unit: setup-dev
+	$(PY) -m pytest tests $(ARGS)
+
+# A lesson that is only tested writes its results and figures beside the repository's own, into .cache.
+lessons: setup-dev
+	@rm -rf .cache/lessons && mkdir -p .cache/lessons/results .cache/lessons/figures
+	@if [ -d results ]; then cp -R results .cache/lessons; fi
+	PYTHONPATH="$(CURDIR)" CNN_RESULTS_DIR="$(CURDIR)/.cache/lessons/results" \
+	  CNN_FIGURES_DIR="$(CURDIR)/.cache/lessons/figures" $(PY) -m pytest $(NBVAL) $(LESSONS)
+
+notebooks: setup-dev  ## sync the lessons with their text twins and execute them (one: LESSON=01_data_statistics)
+	$(PY) -m jupytext --quiet --sync notebooks/src/$(LESSON).py
+	$(PY) -m ruff format --quiet $(LESSONS)
+	$(PY) -m nbconvert $(EXECUTE) $(LESSONS)
+	$(PY) -m jupytext --quiet --sync $(LESSONS)
+
+format: setup-dev  ## sync the lessons with their text twins, then format all code
+	$(PY) -m jupytext --quiet --sync notebooks/src/*.py
+	-$(PY) -m ruff check --quiet --fix .
+	$(PY) -m ruff format .
+	$(PY) -m jupytext --quiet --sync notebooks/*.ipynb
+
+clean:  ## remove .venv and the caches; trained networks in runs/ stay
+	rm -rf .venv .venv.unfinished .cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
+
+setup:
+	$(call install,.venv/installed-course.txt,requirements.txt)
+
+setup-dev:
+	$(call install,.venv/installed-dev.txt,requirements.txt requirements-dev.txt)
+	@cat requirements.txt constraints.txt > .venv/installed-course.txt
+
+# $(call install,STAMP,LISTS): bring .venv up to the last of LISTS. The stamp is a copy of what was asked for, written at
+# the end; an unchanged one costs no time. A .venv that was interrupted, or whose Python is gone or too old, is made anew.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+define install
+@wanted="$$(cat $(2) constraints.txt)"; \
+usable() { [ ! -e .venv.unfinished ] && $(PY) -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null; }; \
+if usable && [ "$$wanted" = "$$(cat $(1) 2>/dev/null)" ]; then exit 0; fi; \
+if ! usable; then \
+  "$(PYTHON)" -c '$(NEW_ENOUGH)' || { \
+    echo "Python 3.11 or newer is needed, which $(PYTHON) is not. Name one: make lab PYTHON=/path/to/python3.12"; exit 1; }; \
+  "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+    echo "$(PYTHON) lacks its venv module. Install it first (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }; \
+fi; \
+echo "Setting up .venv from $(lastword $(2)); torch alone is some GB, so the first time takes minutes"; \
+rm -f $(1); \
+usable || { touch .venv.unfinished; "$(PYTHON)" -m venv --clear .venv || exit 1; }; \
+trap 'exit 130' INT TERM; \
+touch .venv.unfinished; \
+$(PY) -m pip install --quiet --quiet --disable-pip-version-check -r $(lastword $(2)) -c constraints.txt; \
+failed=$$?; \
+rm -f .venv.unfinished; \
+[ $$failed = 0 ] || { echo "Set-up failed, for the reason above. When that is mended, repeat the command"; exit 1; }; \
+printf '%s\n' "$$wanted" > $(1)
+endef

@@ -1,0 +1,296 @@
+"""The figures: colours that all can tell apart, files that stay the same, pictures that agree with the numbers."""
+
+import io
+import itertools
+
+import ipywidgets
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from utils import plots
+from utils.data import Split
+from utils.model import CNN, INITS, NORMS, PLACES, POOLS, CNNConfig
+from utils.train import History
+
+# What a reader without one of the three cones sees, in linear RGB (Machado, Oliveira & Fernandes 2009, severity 1.0).
+EYES = {
+    "typical": np.eye(3),
+    "protanopia": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "deuteranopia": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "tritanopia": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
+}
+# Linear sRGB to XYZ under daylight (D65).
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+@pytest.fixture(autouse=True)
+def style():
+    plots.use_style()
+    yield
+    plt.close("all")
+
+
+def lab(color: str, eye: str) -> np.ndarray:
+    """CIELAB coordinates of a colour as `eye` sees it: a distance of about 2 is just visible."""
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    x, y, z = TO_XYZ @ np.clip(EYES[eye] @ linear, 0, 1) / TO_XYZ.sum(1)
+    f = [t ** (1 / 3) if t > (6 / 29) ** 3 else t / (3 * (6 / 29) ** 2) + 4 / 29 for t in (x, y, z)]
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def closest(colors: list[str], eye: str) -> float:
+    return min(np.linalg.norm(lab(a, eye) - lab(b, eye)) for a, b in itertools.combinations(colors, 2))
+
+
+# --------------------------------------------------------------------------------------------------------- the colours
+
+
+def test_lab_of_reference_colours():
+    assert lab("#ffffff", "typical") == pytest.approx([100, 0, 0], abs=0.02)
+    assert lab("#ff0000", "typical") == pytest.approx([53.24, 80.09, 67.20], abs=0.05)  # the textbook's red
+    assert closest(["#808080", "#808080"], "typical") == 0
+
+
+@pytest.mark.parametrize("eye", EYES)
+@pytest.mark.parametrize("family", plots.FAMILIES)
+def test_variants_compared_in_one_figure_are_told_apart(family, eye):
+    assert closest(list(plots.FAMILIES[family].values()), eye) > 15
+
+
+def test_red_and_green_would_be_found():
+    assert closest(["#d62728", "#2ca02c"], "typical") > 100
+    assert closest(["#a05020", "#507820"], "deuteranopia") < 15
+
+
+@pytest.mark.parametrize("variant", plots.COLORS)
+def test_colours_stand_out_from_the_page(variant):
+    """Contrast with white of at least 2 : 1 (WCAG's definition)."""
+    lightness = lab(plots.color(variant), "typical")[0]
+    luminance = ((lightness + 16) / 116) ** 3
+    assert 1.05 / (luminance + 0.05) > 2
+
+
+def test_a_variant_has_one_colour_wherever_it_occurs():
+    pairs = {pair for family in plots.FAMILIES.values() for pair in family.items()}
+    assert len(pairs) == len(plots.COLORS)
+
+
+def test_every_choice_of_the_network_has_a_colour():
+    choices = {"norm": NORMS, "dropout_where": PLACES, "pool": POOLS, "init": INITS}
+    assert {name: set(plots.FAMILIES[name]) for name in choices} == {name: set(of) for name, of in choices.items()}
+
+
+def test_unknown_variant():
+    with pytest.raises(ValueError, match=r"no colour for variant 'bach'.*batch, layer"):
+        plots.color("bach")
+
+
+# ----------------------------------------------------------------------------------------------------------- the files
+
+
+def small_figure() -> plt.Figure:
+    fig, ax = plt.subplots()
+    ax.plot([1, 3, 2], color=plots.color("train"))
+    ax.set(xlabel="epoch", ylabel="loss (nats)")
+    return fig
+
+
+def test_saved_twice_is_the_same_file(tmp_path, monkeypatch):
+    contents = []
+    for folder in ("first", "second"):
+        monkeypatch.setenv("CNN_FIGURES_DIR", str(tmp_path / folder))
+        plots.save(small_figure(), "loss")
+        contents.append((tmp_path / folder / "loss.png").read_bytes())
+    assert contents[0] == contents[1]
+    image = Image.open(io.BytesIO(contents[0]))
+    assert image.width == pytest.approx(7.2 * plots.DPI, rel=0.05)
+    assert not image.info.keys() & {"Software", "Creation Time", "date"}
+    assert plt.get_fignums() == []  # closed: a notebook shows it once
+
+
+def test_saved_file_shows_the_figure(tmp_path, monkeypatch):
+    """256 colours are enough: no pixel is far from what matplotlib drew."""
+    fig = small_figure()
+    drawn = io.BytesIO()
+    fig.savefig(drawn, dpi=plots.DPI, bbox_inches="tight", pad_inches=0.08)
+    full = np.asarray(Image.open(drawn).convert("RGB"), dtype=int)
+    small = np.asarray(Image.open(io.BytesIO(plots.png(fig))).convert("RGB"), dtype=int)
+    assert full.shape == small.shape
+    assert np.abs(full - small).max() <= 24
+
+
+def test_no_space_left(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("CNN_FIGURES_DIR", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"cannot write .*loss\.png"):
+        plots.save(small_figure(), "loss")
+
+
+# ------------------------------------------------------------------------------------------------------------- a slider
+
+
+def test_slider_redraws_once_a_value(monkeypatch):
+    drawn, shown, sliders = [], [], []
+
+    def draw(height: float) -> plt.Figure:
+        drawn.append(height)
+        fig, ax = plt.subplots()
+        ax.bar(0, height)
+        ax.set_ylim(0, 3)
+        return fig
+
+    kind = ipywidgets.SelectionSlider
+    monkeypatch.setattr(ipywidgets, "SelectionSlider", lambda **options: sliders.append(kind(**options)) or sliders[0])
+    monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: None)
+    monkeypatch.setattr(plots, "show_png", lambda content, text, handle=None: shown.append((content, text)) or "handle")
+    plots.explore(draw, "height", {"one": 1.0, "two": 2.0}, start="one")
+    for value in ("two", "one", "two"):
+        sliders[0].value = value
+    assert drawn == [1.0, 2.0]
+    assert [text for _, text in shown] == [f"Figure: height {value}" for value in ("one", "two", "one", "two")]
+    assert shown[0][0] == shown[2][0] != shown[1][0]
+    assert plt.get_fignums() == []
+
+
+def test_slider_with_a_start_that_is_no_value():
+    with pytest.raises(ValueError, match="start='three': choose one of one, two"):
+        plots.explore(lambda value: small_figure(), "height", {"one": 1, "two": 2}, start="three")
+
+
+# ---------------------------------------------------------------------------------------------------------- the figures
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_samples_stand_where_they_belong(channels):
+    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(6, channels, 8, 10).contiguous()
+    split = Split(images, torch.tensor([1, 0, 1, 0, 1, 0]))
+    ax = plots.samples(split, ["a", "b"], per_class=2).axes[0]
+    picture = np.asarray(ax.images[0].get_array())
+    assert picture.shape[:2] == (2 * 10, 2 * 12)  # a frame of one pixel around each image
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+    found = [[int(picture[row + 5, column + 6].flat[0]) for column in (0, 12)] for row in (0, 10)]
+    assert found == [[1, 3], [0, 2]]
+
+
+def test_samples_of_a_class_with_few():
+    split = Split(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 1]))
+    picture = np.asarray(plots.samples(split, ["a", "b"], per_class=2).axes[0].images[0].get_array())
+    assert picture[5, 5] == 0
+    assert (picture[:10, 10:] == 255).all()  # nothing there: white
+
+
+def test_show_image_keeps_the_scale_of_the_type():
+    _, axes = plt.subplots(1, 3)
+    plots.show_image(axes[0], torch.full((1, 4, 4), 100, dtype=torch.uint8))
+    plots.show_image(axes[1], torch.full((1, 4, 4), 0.1))
+    plots.show_image(axes[2], torch.rand(3, 4, 5), vmin=-1, title="colour")
+    assert [ax.images[0].get_clim() for ax in axes] == [(0, 255), (0, 1), (-1, 1)]
+    assert axes[2].images[0].get_array().shape == (4, 5, 3)
+    assert axes[2].get_title() == "colour"
+
+
+def make_history(runs: int, epochs: int) -> History:
+    rows = [
+        (f"run {run}", epoch, 10 * epoch, split, metric, scale * (run + 1) / (epoch + offset), 1.0)
+        for run in range(runs)
+        for epoch in range(1, epochs + 1)
+        for split, offset in (("train", 0), ("validation", 1))
+        for metric, scale in (("loss", 1.0), ("accuracy", 0.5))
+    ]
+    return History(rows, columns=History.COLUMNS)
+
+
+@pytest.mark.parametrize(("runs", "epochs"), [(1, 1), (1, 5), (2, 3)])
+def test_history_draws_the_rows(runs, epochs):
+    history = make_history(runs, epochs)
+    fig = plots.history(history)
+    for ax, metric, factor in zip(fig.axes, ("loss", "accuracy"), (1, 100), strict=True):
+        assert metric in ax.get_ylabel()
+        assert len(ax.lines) == 2 * runs
+        for line in ax.lines:
+            run, split = line.get_label().rsplit(" ", 1)
+            rows = history[(history["metric"] == metric) & (history["split"] == split) & (history["run"] == run)]
+            assert line.get_xdata().tolist() == rows["epoch"].tolist()
+            assert line.get_ydata() == pytest.approx(factor * rows["value"].to_numpy())
+            assert line.get_color() == plots.color(split)
+        assert {text.get_text() for text in ax.texts} == {"train", "validation"}
+
+
+def test_history_is_redrawn_into_the_same_figure():
+    fig = plots.history(make_history(1, 1))
+    assert plots.history(make_history(1, 4), fig) is fig
+    assert len(fig.axes) == 2
+    assert len(fig.axes[0].lines[0].get_xdata()) == 4
+
+
+def test_labels_are_moved_apart():
+    _, ax = plt.subplots()
+    ax.set_ylim(0, 1)
+    moved = plots.spread({"train": 0.98, "validation": 0.97, "test": 0.2}, ax, gap=0.1)
+    assert moved["test"] == pytest.approx(0.2)
+    assert moved["train"] - moved["validation"] == pytest.approx(0.1)
+    assert max(moved.values()) <= 1
+
+
+# ----------------------------------------------------------------------------------------------------- the architecture
+
+CONFIGS = {
+    "default": (CNNConfig(), 28),
+    "plain, deep": (CNNConfig(width=4, depth=9, residual=False), 33),
+    "colour": (CNNConfig(in_channels=3, width=8, num_classes=7, pool="average", pool_everywhere=True), 32),
+}
+
+
+def true_shapes(model: CNN, size: int) -> dict[str, tuple[int, ...]]:
+    """The shapes that come out of a forward pass, part by part."""
+    x = torch.zeros(1, model.config.in_channels, size, size)
+    shapes = {"image": x.shape[1:]}
+    for name, part in [("stem", model.stem), *((f"layer {i}", layer) for i, layer in enumerate(model.layers, start=1))]:
+        x = part(x)
+        shapes[name] = x.shape[1:]
+    return shapes | {"average": x.mean((2, 3)).shape[1:], "head": model(torch.zeros(1, *shapes["image"])).shape[1:]}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("with_image", [False, True])
+def test_architecture_is_labelled_with_the_real_shapes(name, with_image):
+    config, size = CONFIGS[name]
+    model = CNN(config).train()
+    image = torch.randn(config.in_channels, size, size) if with_image else None
+    fig = plots.architecture(model, size, image)
+    written = {text.get_gid(): text.get_text() for text in fig.axes[0].texts if text.get_gid()}
+    assert written == {part: "×".join(map(str, shape)) for part, shape in true_shapes(model, size).items()}
+    words = " ".join(text.get_text() for text in fig.axes[0].texts)
+    assert ("residual" in words) == config.residual
+    assert f"{config.blocks[0]} block" in words
+    assert model.training
+
+
+def test_architecture_shows_what_the_model_makes_of_the_image():
+    model = CNN(CNNConfig(width=4))
+    image = torch.randn(1, 28, 28)
+    seen = plots.activations(model, image)
+    with torch.no_grad():
+        model.eval()
+        maps = model.stem(image[None])[0]
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    expected = (maps - low) / (high - low)
+    assert torch.allclose(seen["stem"], expected, atol=1e-5)
+    assert all(value.min() >= 0 and value.max() <= 1 for value in seen.values())
+    assert plots.png(plots.architecture(model, image=image)) != plots.png(plots.architecture(model))
+
+
+def test_architecture_is_the_same_file_at_each_drawing():
+    model = CNN()
+    assert plots.png(plots.architecture(model)) == plots.png(plots.architecture(model))

@@ -1,0 +1,229 @@
+"""The project as a whole: its lists of packages, the floors of `utils`, the commands that it promises."""
+
+import ast
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+COURSE = "https://github.com/cnn-course/cnn-course"
+
+# A module of utils imports only from floors below its own; sideways only where it is named here.
+FLOORS = {
+    "files": 0,
+    "folders": 0,
+    "device": 0,
+    "data": 1,
+    "model": 1,
+    "train": 2,
+    "checkpoint": 2,
+    "probes": 2,
+    "landscape": 2,
+    "ablation": 3,
+    "evidence": 3,
+    "examine": 3,
+    "bench": 3,
+    "experiments": 4,
+    "plots": 5,
+    "widgets": 5,
+    "exercises": 5,
+}
+
+SIDEWAYS = {("train", "checkpoint")}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------- lists of packages
+
+
+def requirements(text: str) -> dict[str, Requirement]:
+    """The packages that a list names, without comments and without lines such as `-r other.txt`."""
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    found = [Requirement(line) for line in lines if line and not line.startswith("-")]
+    names = [canonicalize_name(requirement.name) for requirement in found]
+    assert len(set(names)) == len(names), f"named twice: {sorted({name for name in names if names.count(name) > 1})}"
+    return dict(zip(names, found, strict=True))
+
+
+COURSE_LIST = requirements(read("requirements.txt"))
+DEV_LIST = requirements(read("requirements-dev.txt"))
+CONSTRAINTS = requirements(read("constraints.txt"))
+
+
+def imported(code: str) -> set[str]:
+    """The top-level packages that `code` imports anywhere, from outside the standard library and this repository."""
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
+    here = {"utils", "cnn", "tests", "conftest", "__future__"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - here
+
+
+BRINGS = packages_distributions()
+
+
+def distributions(package: str) -> set[str]:
+    """The distributions that bring `package`: {"pillow"} for PIL."""
+    return {canonicalize_name(name) for name in BRINGS.get(package, [package])}
+
+
+def sources(*patterns: str) -> list[Path]:
+    return sorted(path for pattern in patterns for path in ROOT.glob(pattern))
+
+
+COURSE_CODE = sources("cnn.py", "utils/*.py", "notebooks/src/*.py")
+
+
+def undeclared(paths: list[Path], known: set[str]) -> list[str]:
+    found = [(path.name, package) for path in paths for package in sorted(imported(path.read_text(encoding="utf-8")))]
+    return [f"{name} imports {package}" for name, package in found if not distributions(package) & known]
+
+
+def test_what_the_course_imports_is_declared():
+    assert undeclared(COURSE_CODE, set(COURSE_LIST)) == []
+
+
+def test_what_the_tests_import_is_declared():
+    assert undeclared(sources("tests/**/*.py"), set(COURSE_LIST) | set(DEV_LIST)) == []
+
+
+def test_undeclared_imports_are_found(tmp_path):
+    code = (
+        "import os, torch.nn\nfrom utils import data\ndef f():\n    from PIL import Image\n    import absent_package\n"
+    )
+    assert imported(code) == {"torch", "PIL", "absent_package"}
+    (tmp_path / "some.py").write_text(code)
+    assert undeclared([tmp_path / "some.py"], {"torch", "pillow"}) == ["some.py imports absent_package"]
+
+
+def test_every_declared_package_is_used():
+    """By an import; or by name: commands, and SciPy, without which torchvision cannot read SVHN."""
+    assert set(COURSE_LIST) - brought_to(COURSE_CODE) - {"jupyterlab", "nbval", "scipy"} == set()
+    assert set(DEV_LIST) - brought_to(sources("tests/**/*.py")) - {"nbconvert", "ruff"} == set()
+
+
+def brought_to(paths: list[Path]) -> set[str]:
+    """The distributions that the files at `paths` import from."""
+    packages = {package for path in paths for package in imported(path.read_text(encoding="utf-8"))}
+    return {name for package in packages for name in distributions(package)}
+
+
+def test_no_package_is_declared_twice():
+    assert set(COURSE_LIST) & set(DEV_LIST) == set()
+    assert re.findall(r"^-r (.+)$", read("requirements-dev.txt"), re.MULTILINE) == ["requirements.txt"]
+    with pytest.raises(AssertionError, match="named twice: \\['numpy'\\]"):
+        requirements("numpy>=2\ntorch\nnumpy>=1\n")
+
+
+@pytest.mark.parametrize("requirement", [*COURSE_LIST.values(), *DEV_LIST.values()], ids=str)
+def test_requirement_has_a_lower_bound_and_a_tested_version(requirement):
+    assert [bound.operator for bound in requirement.specifier] == [">="]
+    (pin,) = CONSTRAINTS[canonicalize_name(requirement.name)].specifier
+    assert pin.operator == "=="
+    assert requirement.specifier.contains(pin.version)
+
+
+def test_constraints_are_exact_and_leave_the_gpu_libraries_to_torch():
+    assert {spec.operator for pinned in CONSTRAINTS.values() for spec in pinned.specifier} == {"=="}
+    assert [name for name in CONSTRAINTS if name.startswith(("nvidia-", "cuda-", "triton"))] == []
+
+
+def test_a_notebook_service_keeps_its_own_torch():
+    assert COURSE_LIST["torch"].specifier.contains("2.6.0")
+    assert COURSE_LIST["torchvision"].specifier.contains("0.21.0")
+
+
+def test_environment_refers_to_the_list():
+    lines = [line.strip().removeprefix("- ") for line in read("environment.yml").splitlines()]
+    assert "python=3.12" in lines  # repo2docker reads no other form
+    assert "-r requirements.txt" in lines
+    assert [line for line in lines if canonicalize_name(re.split(r"[=<>]", line)[0]) in COURSE_LIST] == []
+
+
+# ------------------------------------------------------------------------------------------------- floors of the code
+
+
+def imports_of(code: str) -> set[str]:
+    """The modules of `utils` that `code`, a module of `utils`, imports: absolute or relative, at any place in it."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == "utils"):
+            module = (node.module or "").removeprefix("utils").strip(".")
+            found |= {module.split(".")[0]} if module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("utils.")}
+    return found
+
+
+def climbing(module: str, code: str) -> list[str]:
+    above = [other for other in imports_of(code) if FLOORS.get(other, 9) >= FLOORS[module]]
+    return [f"{module} imports {other}" for other in above if (module, other) not in SIDEWAYS]
+
+
+@pytest.mark.parametrize("path", sources("utils/*.py"), ids=lambda path: path.stem)
+def test_imports_run_downwards(path):
+    if path.stem == "__init__":
+        assert imports_of(path.read_text(encoding="utf-8")) == set()
+    else:
+        assert path.stem in FLOORS, f"give {path.stem} a floor in this test"
+        assert climbing(path.stem, path.read_text(encoding="utf-8")) == []
+
+
+def test_an_import_upwards_is_found():
+    assert climbing("train", "from . import files\nfrom .model import CNN\nimport utils.device\nimport torch") == []
+    assert climbing("data", "def f():\n    from utils import train") == ["data imports train"]
+    assert climbing("data", "from .model import CNN") == ["data imports model"]
+    assert climbing("data", "from utils.plots import color") == ["data imports plots"]
+    assert climbing("data", "import utils.bench") == ["data imports bench"]
+
+
+# ------------------------------------------------------------------------------------------------------- the promises
+
+TARGETS = dict(re.findall(r"^([a-z-]+):.*?## (.+)$", read("Makefile"), re.MULTILINE))
+
+
+def test_make_help_lists_every_target():
+    assert set(TARGETS) >= {"help", "lab", "train", "test", "notebooks", "format", "clean"}
+    if shutil.which("make"):
+        printed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert [line.split()[:2] for line in printed.splitlines()] == [["make", target] for target in TARGETS]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_commands_of_the_page_exist(page):
+    named = set(re.findall(r"\bmake ([a-z-]+)", " ".join(re.findall(r"`[^`]+`|^ {4}.+$", read(page), re.MULTILINE))))
+    rules = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    assert named <= rules
+
+
+def test_readme_has_the_two_commands():
+    assert {"make train", "make test"} <= set(re.findall(r"make [a-z]+", read("README.md")))
+
+
+def test_the_address_of_the_course_is_the_same_everywhere():
+    pages = sources("*.md", "*.cff", "notebooks/src/*.py")
+    named = {
+        match for path in pages for match in re.findall(r"https://github\.com/[\w.-]+/cnn-course\b", path.read_text())
+    }
+    assert named == {COURSE}
+
+
+def test_embedded_data_is_whole():
+    folder = ROOT / "data" / "fashion-mnist"
+    sums = [line.split() for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    assert {name for _, name in sums} == {path.name for path in folder.glob("*.gz")}
+    assert [name for sha, name in sums if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha] == []

@@ -1,0 +1,384 @@
+"""The lessons' quizzes and exercises: what they ask, what each wrong answer gives away, and what to say to it."""
+
+import html
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a quiz, and the sentence said to whoever chooses it: why it is right, or what is mistaken in it."""
+
+    text: str
+    because: str
+    right: bool = False
+
+
+@dataclass(frozen=True)
+class Quiz:
+    """A question to answer before the lesson does: Markdown, and its options in the order in which they are shown."""
+
+    question: str
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong answer that a misconception leads to, and one sentence that names the misconception."""
+
+    answer: Any
+    because: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise that checks itself: an answer is right, or a known mistake, when it *measures* the same as one.
+
+    `measure` turns an answer into what is compared: numbers, tensors, or anything with ==. An answer that is a function
+    is measured by what it does on an input made for it; an answer that is a number needs no `measure`.
+    """
+
+    expects: str  # what an answer is, after "expected": "a tuple (N, C, H, W) of whole numbers"
+    right: Any  # a right answer
+    because: str  # the sentence said to it
+    mistakes: tuple[Mistake, ...]
+    hints: tuple[str, ...]  # step by step, none of them the solution
+    measure: Callable[[Any], Any] = lambda answer: answer
+    tolerance: float = 1e-4  # largest difference, relative to the largest number in the right answer
+
+
+Item = TypeVar("Item", Quiz, Exercise)
+
+
+def quiz(key: str) -> None:
+    """Show the quiz called `key`: question and options as Markdown, which also reads without a kernel, and buttons to choose.
+
+    Arrow keys move between the buttons. Raises KeyError for an unknown key.
+    """
+    import ipywidgets
+    from IPython.display import Markdown, display
+
+    question = find(key, Quiz)
+    letters = "ABCDEFGH"[: len(question.options)]
+    lines = [f"- **{letter}**: {option.text}" for letter, option in zip(letters, question.options, strict=True)]
+    display(Markdown("\n".join([f"**Predict.** {question.question}", "", *lines])))
+
+    buttons = ipywidgets.RadioButtons(options=list(letters), index=None, orientation="horizontal", description="I say")
+    feedback = ipywidgets.HTMLMath()
+
+    def answer(change: dict) -> None:
+        chosen = question.options[letters.index(change["new"])]
+        feedback.value = f"{'✔' if chosen.right else '✘'} {html.escape(chosen.because, quote=False)}"
+
+    buttons.observe(answer, "value")
+    view = ipywidgets.VBox([buttons, feedback])._repr_mimebundle_()
+    display(view | {"text/plain": "(Run this cell to choose an answer.)"}, raw=True)
+
+
+def check(key: str, answer: Any) -> bool | None:
+    """Print ✔ or ✘ with one sentence, and return True, False, or None for `...`, an answer that is not there yet.
+
+    Whatever the answer is or does when it is tried, this says so and does not raise. Raises KeyError for an unknown key.
+    """
+    exercise = find(key, Exercise)
+    if answer is ...:
+        print(f'○ Not answered yet; exercises.hint("{key}") helps.')
+        return None
+    right, sentence = judge(exercise, answer)
+    print("✔" if right else "✘", sentence)
+    return right
+
+
+def hint(key: str) -> None:
+    """Print the next hint for the exercise called `key`; after the last one, the first again. Raises KeyError for an unknown key."""
+    print(next(hints(key)))
+
+
+@cache
+def hints(key: str) -> Iterator[str]:
+    """Return the endless round of an exercise's hints; the same one each time, so that it goes on where it stopped."""
+    steps = find(key, Exercise).hints
+    return itertools.cycle([f"Hint {number} of {len(steps)}: {step}" for number, step in enumerate(steps, start=1)])
+
+
+def find(key: str, kind: type[Item]) -> Item:
+    """Return the quiz or exercise called `key`. Raises KeyError that lists those of this kind."""
+    there = {name: item for name, item in REGISTRY.items() if isinstance(item, kind)}
+    if key not in there:
+        raise KeyError(f"no {kind.__name__.lower()} is called {key!r}; there are: {', '.join(there)}")
+    return there[key]
+
+
+def judge(exercise: Exercise, answer: Any) -> tuple[bool, str]:
+    """Return whether `answer` is right, and the sentence to say."""
+    try:
+        got = measured(exercise, answer)
+    except (Exception, SystemExit) as error:
+        return False, f"That stopped with {name_error(error)}. Expected {exercise.expects}."
+    right = measured(exercise, exercise.right)
+    if same(got, right, exercise.tolerance):
+        return True, exercise.because
+    for mistake in exercise.mistakes:
+        if same(got, measured(exercise, mistake.answer), exercise.tolerance):
+            return False, mistake.because
+    return False, f"{oddity(got, right)} Expected {exercise.expects}."
+
+
+def measured(exercise: Exercise, answer: Any) -> Any:
+    """Return what is compared of `answer`, from the same random numbers each time, without touching the reader's."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        return exercise.measure(answer)
+
+
+def same(got: Any, wanted: Any, tolerance: float) -> bool:
+    """True if both are equal, or hold the same numbers to `tolerance` times the largest one wanted. Never raises."""
+    a, b = as_numbers(got), as_numbers(wanted)
+    if a is not None and b is not None:
+        scale = float(b.abs().max()) if b.numel() else 1.0
+        return a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=tolerance * (scale or 1.0))
+    try:
+        return type(got) is type(wanted) and bool(got == wanted)
+    except Exception:  # an answer may hold anything, also an == that fails
+        return False
+
+
+def as_numbers(value: Any) -> Tensor | None:
+    """Return a number, tensor, array or nested sequence of numbers as a float64 tensor; None for everything else."""
+    try:
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    except Exception:  # the many ways of not being a number
+        return None
+
+
+def oddity(got: Any, wanted: Any) -> str:
+    """Return a sentence on what is strange in a wrong result; it does not give the right one away."""
+    a, b = as_numbers(got), as_numbers(wanted)
+    if a is None or b is None:
+        return f"That is not it, it is of type {type(got).__name__}."
+    if a.shape != b.shape:
+        return f"That is not it: its shape is {tuple(a.shape)}."
+    if not a.isfinite().all():
+        return "That is not it: it holds NaN or infinity."
+    return "That is not it, and none of the usual mistakes either."
+
+
+def name_error(error: BaseException) -> str:
+    """Return an exception's type and the first line of its message, whatever the message is."""
+    try:
+        line = next(iter(str(error).splitlines()), "")
+    except Exception:
+        line = ""
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+# ------------------------------------------------------------------------------------------------ 00 Start here
+
+
+def in_halves(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    share: float = 0.5,
+    clear_first: bool = True,
+    clear_each: bool = False,
+    step_each: bool = False,
+) -> None:
+    """Take one training step on a batch in two halves; the options are the mistakes that one can make in it."""
+    if clear_first:
+        optimizer.zero_grad()
+    for x, y in zip(images.chunk(2), labels.chunk(2), strict=True):
+        if clear_each:
+            optimizer.zero_grad()
+        (share * F.cross_entropy(model(x), y)).backward()
+        if step_each:
+            optimizer.step()
+    if not step_each:
+        optimizer.step()
+
+
+def weights_after_steps(step: Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], None]) -> Tensor:
+    """Return the weights of a small linear model after two calls of `step` on batches of 8 images of 5 values."""
+    model = nn.Linear(5, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(2):
+        step(model, optimizer, torch.randn(8, 5), torch.randint(3, (8,)))
+    return model.weight
+
+
+LESSON_00 = {
+    "00.first_loss": Quiz(
+        "The network above has random weights and ten classes to choose from. How large is its cross-entropy loss "
+        "before it has learned anything?",
+        (
+            Option(
+                "about 0.9, because nine answers of ten are wrong",
+                "0.9 is the error rate; cross-entropy is −ln of the probability that the true class was given.",
+            ),
+            Option(
+                "about ln 10 ≈ 2.3, because each class gets about one tenth of the probability",
+                "Nothing learned means a probability near 1/10 for the true class, and −ln(1/10) = ln 10.",
+                right=True,
+            ),
+            Option(
+                "about 10, one for each class",
+                "The classes do not add up: only the probability of the true class enters the loss.",
+            ),
+            Option(
+                "it can be anything, because random weights are sure of random answers",
+                "Weights of just any size would do that; initialization and normalization keep the logits near unit size.",
+            ),
+        ),
+    ),
+    "00.shape": Exercise(
+        expects="a tuple (N, C, H, W) of whole numbers",
+        right=(10, 64, 12, 10),
+        because="The stem and layers 2 and 3 halve the image, and layers 2 and 3 double the channels.",
+        mistakes=(
+            Mistake((10, 64, 6, 5), "Layer 1 keeps the image as the stem left it: only layers 2 to 4 halve it again."),
+            Mistake((10, 64, 24, 20), "The stem pools: the image is half as large before the first layer sees it."),
+            Mistake((10, 128, 12, 10), "Layer 1 has as many channels as the stem: doubling begins with layer 2."),
+            Mistake((10, 64, 10, 12), "Height comes before width in N×C×H×W."),
+            Mistake((10, 12, 10, 64), "PyTorch's order is N×C×H×W: channels come before height and width."),
+        ),
+        hints=(
+            "Write down the shape behind the stem first: how many channels, and what does pooling do to height and width?",
+            "Go layer by layer: which of layers 1, 2 and 3 have stride 2?",
+            "A layer with stride 2 halves height and width, and doubles the channels of the layer before it.",
+        ),
+    ),
+    "00.halves": Exercise(
+        expects="a function f(model, optimizer, images, labels) that takes one training step",
+        right=in_halves,
+        because="The gradient of a mean over the batch is the mean of the two halves' gradients, which backward() adds up.",
+        mistakes=(
+            Mistake(
+                partial(in_halves, share=1.0),
+                "Your step is twice as long: each half's loss is a mean over half of the images, and the two gradients are added.",
+            ),
+            Mistake(
+                partial(in_halves, share=1.0, clear_each=True),
+                "Only the second half counts: zero_grad() between the halves throws the first half's gradient away.",
+            ),
+            Mistake(
+                partial(in_halves, clear_each=True),
+                "Only the second half counts, and half as much as it should: zero_grad() belongs before both halves.",
+            ),
+            Mistake(
+                partial(in_halves, share=1.0, clear_each=True, step_each=True),
+                "Those are two steps on small batches: the second half saw weights that the first had already changed.",
+            ),
+            Mistake(
+                partial(in_halves, clear_first=False),
+                "The second call still carries the first call's gradient: something has to clear it.",
+            ),
+            Mistake(
+                lambda model, optimizer, images, labels: None,
+                "The weights did not move: what computes the gradients, and what applies them?",
+            ),
+        ),
+        hints=(
+            "backward() adds to the gradients that are there; zero_grad() clears them. When must they be cleared?",
+            "images.chunk(2) gives two halves. Each half needs a forward pass and a backward pass; how many steps of the optimizer?",
+            "The loss of the whole batch is a mean over all its images. What is it in terms of the two halves' losses?",
+        ),
+        measure=weights_after_steps,
+    ),
+}
+
+# ----------------------------------------------------------------------------------------- 01 Data statistics
+
+Triple = tuple[float, float, float]  # how many values, their mean, their standard deviation
+
+
+def combine(a: Triple, b: Triple, *, within: bool = True, between: bool = True, root: bool = True) -> Triple:
+    """Return count, mean and std of two sets of values together; the options are what one can leave out."""
+    (n_a, mean_a, std_a), (n_b, mean_b, std_b) = a, b
+    n = n_a + n_b
+    mean = (n_a * mean_a + n_b * mean_b) / n
+    variance = within * (n_a * std_a**2 + n_b * std_b**2) / n
+    variance += between * (n_a * (mean_a - mean) ** 2 + n_b * (mean_b - mean) ** 2) / n
+    return n, mean, variance**0.5 if root else variance
+
+
+def averaged(a: Triple, b: Triple, *, weighted: bool) -> Triple:
+    """Return the count, and the averages of the two means and stds, weighted by the counts or not."""
+    share = b[0] / (a[0] + b[0]) if weighted else 0.5
+    return a[0] + b[0], (1 - share) * a[1] + share * b[1], (1 - share) * a[2] + share * b[2]
+
+
+def combined_cases(function: Callable[[Triple, Triple], Triple]) -> list[list[float]]:
+    """Return what `function` makes of sets that differ in count, in mean and in spread."""
+    a, b, c = (2.0, 0.2, 0.1), (6.0, 0.7, 0.3), (3.0, 0.2, 0.1)
+    return [list(function(a, b)), list(function(b, c)), list(function(a, c))]
+
+
+LESSON_01 = {
+    "01.average_std": Quiz(
+        "You take the standard deviation of every training image over its own pixels, and average those numbers. "
+        "Compared with the standard deviation of all pixels of all images together, the average is …",
+        (
+            Option(
+                "the same, as it is for the mean: all images have equally many pixels",
+                "That holds for the mean; but a deviation is measured from a mean, and each image has its own.",
+            ),
+            Option(
+                "smaller",
+                "Each image is measured from its own mean, so that the differences between the images are lost.",
+                right=True,
+            ),
+            Option(
+                "larger",
+                "The other way round: an image's pixels lie closer to their own mean than to the common one.",
+            ),
+            Option(
+                "smaller or larger, that depends on the images",
+                "Only by how much depends on them: the average is never larger.",
+            ),
+        ),
+    ),
+    "01.combine": Exercise(
+        expects="a function of two triples (count, mean, std) that returns one",
+        right=combine,
+        because="Variance within the two sets plus variance between their means: that pools any number of sets.",
+        mistakes=(
+            Mistake(
+                partial(averaged, weighted=True),
+                "Your std is an average of stds: average squares, and add what lies between.",
+            ),
+            Mistake(
+                partial(averaged, weighted=False),
+                "You average as if both sets were equally large: weight by the counts.",
+            ),
+            Mistake(
+                partial(combine, between=False),
+                "You have the variance within the two sets; their means differ too, and that is variance as well.",
+            ),
+            Mistake(
+                partial(combine, within=False),
+                "You have the variance between the two means only: add the one within the sets.",
+            ),
+            Mistake(
+                partial(combine, root=False), "That is the pooled variance: a standard deviation is its square root."
+            ),
+        ),
+        hints=(
+            "The mean of both together is an average weighted by the counts.",
+            "Go from stds to variances first; the law of total variance speaks of variances.",
+            "Within: the average of the two variances. Between: the average of the squared distances of the two means "
+            "from the common one. Both are weighted by the counts, like the mean.",
+        ),
+        measure=combined_cases,
+    ),
+}
+
+REGISTRY: dict[str, Quiz | Exercise] = {**LESSON_00, **LESSON_01}

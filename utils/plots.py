@@ -1,0 +1,324 @@
+"""What the reader sees: one style, one colour a variant, and the figures that more than one lesson draws."""
+
+import base64
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
+from PIL import Image
+from torch import Tensor
+
+from utils import files
+from utils.data import Split
+from utils.model import CNN, parts
+
+BLUE, ORANGE, GREEN, VERMILION, SKY = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#56b4e9"  # seaborn's "colorblind"
+INK, DARK, GREY = "#333333", "#555555", "#949494"
+
+# Blue is what the course's network does, dark grey is going without, other colours are other ways to do it.
+FAMILIES: dict[str, dict[str, str]] = {
+    "split": {"train": BLUE, "validation": ORANGE, "test": GREEN},
+    "norm": {"batch": BLUE, "layer": ORANGE, "group": GREEN, "none": DARK},
+    "residual": {"residual": BLUE, "plain": DARK},
+    "init": {"he": BLUE, "xavier": ORANGE, "default": GREEN},
+    "pool": {"max": BLUE, "average": ORANGE, "stride": GREEN},
+    "dropout_where": {"none": DARK, "head": ORANGE, "everywhere": GREEN},
+    "input": {"data set": BLUE, "per-image": ORANGE, "0.5-0.5": GREEN, "raw": SKY, "none": DARK},
+}
+COLORS = {variant: colour for family in FAMILIES.values() for variant, colour in family.items()}
+
+DPI = 150  # of a saved figure; a notebook shows it at 100 pixels an inch, so that it stays sharp on a fine screen
+SHOWN_DPI = 100
+
+
+def color(variant: str) -> str:
+    """The colour of `variant` in every figure, as "#rrggbb". Raises ValueError that lists the variants there are."""
+    if variant not in COLORS:
+        raise ValueError(
+            f"no colour for variant {variant!r}: choose one of {', '.join(COLORS)}, or add it to plots.FAMILIES"
+        )
+    return COLORS[variant]
+
+
+def use_style() -> None:
+    """Sets the course's figure style: seaborn's, with text that can be read when the figure is 600 pixels wide."""
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        palette="colorblind",
+        rc={
+            "figure.figsize": (7.2, 3.2),
+            "figure.dpi": SHOWN_DPI,
+            "figure.constrained_layout.use": True,
+            "font.family": "DejaVu Sans",  # it comes with matplotlib, so that every machine draws the same letters
+            "font.size": 11,
+            "axes.titlesize": 11,
+            "axes.labelsize": 11,
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
+            "legend.fontsize": 10,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": INK,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "image.cmap": "gray",
+        },
+    )
+
+
+def save(fig: Figure, name: str, show: bool = True) -> None:
+    """Writes `fig` to `name`.png in figures/ (or $CNN_FIGURES_DIR), shows that very file in the notebook, closes `fig`.
+
+    The file has no date and 256 colours: drawn again, it is the same to the last byte, and it stays below 150 kB.
+    `show=False` is for a figure that a live display shows already.
+    """
+    content = png(fig)
+    plt.close(fig)
+    files.write_bytes(Path(os.environ.get("CNN_FIGURES_DIR") or files.ROOT / "figures") / f"{name}.png", content)
+    if show:
+        show_png(content, f"Figure: {name}")
+
+
+def png(fig: Figure) -> bytes:
+    """The figure as a PNG file at `DPI`, cut to what is drawn, in 256 colours, the same bytes at every call."""
+    small = io.BytesIO()
+    image = Image.open(io.BytesIO(quick_png(fig, bbox_inches="tight", pad_inches=0.08))).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(small, format="PNG", optimize=True)
+    return small.getvalue()
+
+
+def quick_png(fig: Figure, **options) -> bytes:
+    """The figure as a PNG file at `DPI`, for a display that must answer at once; `options` go to `savefig`."""
+    content = io.BytesIO()
+    fig.savefig(content, format="png", dpi=DPI, metadata={"Software": None}, **options)
+    return content.getvalue()
+
+
+def show_png(content: bytes, text: str, handle: Any = None) -> Any:
+    """Shows a PNG file as a cell's output; `text` stands in where there are no pictures. Does nothing outside Jupyter.
+
+    Returns a handle; given back with other content, it replaces the picture where it stands.
+    """
+    from IPython import get_ipython
+    from IPython.display import display
+
+    if get_ipython() is None:
+        return None
+    width = round(Image.open(io.BytesIO(content)).width * SHOWN_DPI / DPI)
+    picture = {"image/png": base64.b64encode(content).decode(), "text/plain": text}
+    metadata = {"image/png": {"width": width}}
+    if handle is not None:
+        handle.update(picture, raw=True, metadata=metadata)
+        return handle
+    return display(picture, raw=True, metadata=metadata, display_id=True)
+
+
+def explore(draw: Callable[[Any], Figure], label: str, values: Mapping[str, Any], start: str) -> None:
+    """Shows a slider over `values` (text → value) and, below it, the figure that `draw` makes of the chosen value.
+
+    The figure of `start` is an ordinary picture in the notebook, which also reads without a kernel. A figure is drawn
+    once and then kept. Raises ValueError when `start` is not one of `values`.
+    """
+    import ipywidgets
+    from IPython.display import display
+
+    if start not in values:
+        raise ValueError(f"start={start!r}: choose one of {', '.join(values)}")
+
+    @cache
+    def picture(text: str) -> bytes:
+        fig = draw(values[text])
+        plt.close(fig)
+        return quick_png(fig)
+
+    def redraw(change: dict) -> None:
+        show_png(picture(change["new"]), f"Figure: {label} {change['new']}", handle)
+
+    slider = ipywidgets.SelectionSlider(options=list(values), value=start, description=label, layout={"width": "95%"})
+    slider.style.description_width = "initial"
+    display(slider._repr_mimebundle_() | {"text/plain": f"(Run this cell to move the slider: {label}.)"}, raw=True)
+    handle = show_png(picture(start), f"Figure: {label} {start}")
+    slider.observe(redraw, "value")
+
+
+def show_image(ax: Axes, image: Tensor, title: str = "", **options) -> None:
+    """Draws one image, C×H×W or H×W with 1 or 3 channels, uint8 or 0-1 floats, into `ax` without ticks.
+
+    Grey pixels go from black at 0 to white at the largest value of their type, unless `options` (vmin, vmax, cmap, …
+    of matplotlib's imshow) say otherwise.
+    """
+    top = 255 if image.dtype == torch.uint8 else 1.0
+    pixels = image.permute(1, 2, 0).squeeze(2) if image.ndim == 3 else image  # H×W×3 or H×W
+    ax.imshow(pixels.numpy(), **{"vmin": 0, "vmax": top, "interpolation": "nearest"} | options)
+    ax.set(xticks=[], yticks=[], title=title)
+    sns.despine(ax=ax, left=True, bottom=True)
+
+
+def samples(split: Split, class_names: Sequence[str], per_class: int = 10) -> Figure:
+    """A row a class, with its name: its first `per_class` images."""
+    channels, height, width = split.images.shape[1:]
+    grid = torch.full((len(class_names), per_class, channels, height + 2, width + 2), 255, dtype=torch.uint8)
+    for label in range(len(class_names)):
+        for column, image in enumerate(split.images[split.labels == label][:per_class]):
+            grid[label, column, :, 1:-1, 1:-1] = image
+    picture = grid.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # C×(rows·H)×(columns·W)
+    fig, ax = plt.subplots(figsize=(7.2, 6.2 * picture.shape[1] / picture.shape[2]))
+    show_image(ax, picture)
+    ax.set_yticks([(row + 0.5) * (height + 2) - 0.5 for row in range(len(class_names))], class_names)
+    ax.tick_params(left=False)
+    ax.set_title(f"n = {len(split):,} images, the first {per_class} of each class", loc="left")
+    return fig
+
+
+def history(history: pd.DataFrame, fig: Figure | None = None) -> Figure:
+    """The loss and the accuracy of each split over the epochs of a `train.History`, labelled at the ends of the lines.
+
+    With `fig`, that figure is cleared and drawn anew, for a display that follows the training. Several runs are several
+    lines of the same colour.
+    """
+    fig = fig or plt.figure(figsize=(7.2, 3.0))
+    fig.clear()
+    axes = fig.subplots(1, 2)
+    epochs = int(history["epoch"].max())
+    for ax, metric, unit in zip(axes, ("loss", "accuracy"), ("cross-entropy, nats", "% correct"), strict=True):
+        last = {}
+        for (split, run), rows in history[history["metric"] == metric].groupby(["split", "run"], sort=False):
+            values = rows["value"].to_numpy() * (100 if metric == "accuracy" else 1)
+            ax.plot(rows["epoch"], values, "o-", ms=4, lw=1.8, color=color(split), label=f"{run} {split}")
+            last[split] = values[-1]
+        for split, height in spread(last, ax).items():
+            ax.text(epochs * 1.03, height, split, color=color(split), va="center", fontsize=10, fontweight="bold")
+        ax.set(xlabel="epoch", ylabel=f"{metric} ({unit})", xlim=(0, epochs * 1.01))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    return fig
+
+
+def spread(heights: dict[str, float], ax: Axes, gap: float = 0.09) -> dict[str, float]:
+    """The same heights, moved apart so that labels at them are at least `gap` of the axis apart and can be read."""
+    low, high = ax.get_ylim()
+    step, moved, floor, ceiling = gap * (high - low), {}, low, high
+    for name in sorted(heights, key=heights.get):  # from the lowest up, each above the one before it
+        moved[name] = max(heights[name], floor)
+        floor = moved[name] + step
+    for name in reversed(moved):  # and down again, where that went too high
+        moved[name] = min(moved[name], ceiling)
+        ceiling = moved[name] - step
+    return moved
+
+
+def architecture(model: CNN, size: int = 28, image: Tensor | None = None) -> Figure:
+    """A picture of `model` for images of size × size: the maps after stem, layers and head, with their real shapes.
+
+    The side of a sheet grows with the square root of its map's side, the number of sheets with that of the channels.
+    With `image` (in_channels×size×size, as the network takes it) the picture shows what `model` makes of that image.
+    """
+    found = {name: shape for name, shape, *_ in parts(model, size)}
+    logits = found.pop("head")
+    shapes = {"image": (model.config.in_channels, size, size), **found, "average": found["layer 4"][:1], "head": logits}
+    values = {} if image is None else activations(model, image)
+    fig = plt.figure(figsize=(8.6, 2.75), layout="none")  # inches, and so is every length below
+    ax = fig.add_axes((0, 0, 1, 1), xlim=(0, 8.6), ylim=(-1.65, 1.1))
+    center, last = 0.5, None
+    for name, shape in shapes.items():
+        wide = (draw_sheets if len(shape) == 3 else draw_cells)(ax, center, shape, values.get(name))
+        if last is not None:
+            residual = name.startswith("layer") and model.config.residual
+            draw_arrow(ax, last + 0.05, center - wide / 2 - 0.05, residual)
+        ax.text(center, -0.95, name, ha="center", fontsize=10.5, fontweight="bold")
+        ax.text(center, -1.15, "×".join(map(str, shape)), ha="center", fontsize=10.5, color=BLUE, gid=name)
+        ax.text(center, -1.22, operation(model, name), ha="center", va="top", fontsize=9.5, linespacing=1.25)
+        last = center + wide / 2
+        center += max(0.98, wide + 0.48)
+    if model.config.residual:
+        note = "residual connections: a block adds its input to its output"
+        ax.text(3.9, 0.85, note, ha="center", fontsize=10, color=VERMILION)
+    ax.axis("off")
+    return fig
+
+
+def operation(model: CNN, name: str) -> str:
+    """What the part called `name` does to what comes in, in two short lines."""
+    config = model.config
+    pool = {"max": "max pool", "average": "mean pool", "stride": "stride 2"}[config.pool]
+    if name.startswith("layer "):
+        layer = int(name.removeprefix("layer ")) - 1
+        blocks = f"{config.blocks[layer]} block" + "s" * (config.blocks[layer] > 1)
+        return blocks if layer == 0 else f"{blocks},\n{pool if config.pool_everywhere else 'stride 2'}"
+    return {"image": "", "stem": f"convolution,\n{pool}", "average": "of each map", "head": "linear,\nlogits"}[name]
+
+
+def activations(model: CNN, image: Tensor) -> dict[str, Tensor]:
+    """What `model` in evaluation mode makes of one image: each map of stem and layers, and each vector, from 0 to 1."""
+    training, x = model.training, image[None].to(next(model.parameters()).device)
+    found, layers = {"image": x}, {f"layer {number}": layer for number, layer in enumerate(model.layers, 1)}
+    with torch.no_grad():
+        model.eval()
+        for name, part in {"stem": model.stem, **layers}.items():
+            x = found[name] = part(x)
+        found["average"] = x.mean((2, 3))
+        found["head"] = model.head(found["average"]).softmax(1)
+        model.train(training)
+    for name, x in found.items():
+        axes = tuple(range(2, x.ndim)) or (1,)  # a map has a scale of its own, and so has a vector
+        low, high = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
+        found[name] = ((x - low) / (high - low).clamp(min=1e-12))[0].cpu()
+    return found
+
+
+def draw_sheets(ax: Axes, center: float, shape: Sequence[int], maps: Tensor | None) -> float:
+    """Draws C×H×W maps as sheets, one behind the other, around `center`, and returns how wide that is."""
+    channels, height, width = shape
+    sheets, step = max(1, round(0.5 * channels**0.5)), 0.035
+    high, wide, behind = 0.17 * height**0.5, 0.17 * width**0.5, (sheets - 1) * step
+    faces = sns.light_palette(BLUE, sheets + 4)[1:-1]
+    if maps is not None:  # colours as they are; of many maps those that vary most, in front
+        faces = [maps.permute(1, 2, 0)] if channels == 3 else maps[maps.var((1, 2)).argsort(descending=True)]
+    for sheet, face in enumerate(faces[:sheets]):
+        x, y = center - (wide + behind) / 2 + sheet * step, -(high + behind) / 2 + sheet * step
+        edge = {"ec": "white", "lw": 0.8, "zorder": 100 - 2 * sheet}
+        if maps is None:
+            ax.add_patch(Rectangle((x, y), wide, high, fc=face, **edge))
+        else:
+            box = (x, x + wide, y, y + high)
+            ax.imshow(
+                face.numpy(), extent=box, cmap="gray" if channels == 1 else "mako", zorder=99 - 2 * sheet, aspect="auto"
+            )
+            ax.add_patch(Rectangle((x, y), wide, high, fc="none", **edge))
+    return wide + behind
+
+
+def draw_cells(ax: Axes, center: float, shape: Sequence[int], vector: Tensor | None) -> float:
+    """Draws C numbers as a column of at most 16 cells around `center`, and returns how wide that is."""
+    cells, side = min(16, *shape), 0.095
+    shades = sns.light_palette(BLUE, as_cmap=True)
+    for cell in range(cells):
+        value = 0.35 + 0.3 * (cell % 2) if vector is None else float(vector[cell])
+        corner = (center - side / 2, (cells / 2 - 1 - cell) * side)
+        ax.add_patch(Rectangle(corner, side, side, fc=shades(value), ec="white", lw=0.8))
+    return side
+
+
+def draw_arrow(ax: Axes, left: float, right: float, residual: bool) -> None:
+    """Draws the way from one part to the next; a residual connection is a second way around it, added at its end."""
+    style = {"arrowstyle": "-|>", "mutation_scale": 9, "color": INK, "lw": 1.2, "shrinkA": 0, "shrinkB": 0}
+    style |= {"zorder": 200}
+    ax.add_patch(FancyArrowPatch((left, 0), (right - 0.15 * residual, 0), **style))
+    if residual:
+        around = style | {"color": VERMILION, "connectionstyle": "arc3,rad=-1.3"}
+        ax.add_patch(FancyArrowPatch((left + 0.02, 0.03), (right - 0.075, 0.08), **around))
+        ax.add_patch(Circle((right - 0.075, 0), 0.075, fc="white", ec=INK, lw=1.1, zorder=200))
+        ax.text(right - 0.075, -0.005, "+", ha="center", va="center", fontsize=9, zorder=201)
