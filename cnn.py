@@ -169,9 +169,8 @@ def introduce(model: CNN, images: data.ImageData, recipe: train.Recipe, options:
     """Print what is about to be trained, on what, and how."""
     shape = "×".join(str(side) for side in images.train.images.shape[1:])
     parameters = sum(weight.numel() for weight in model.parameters())
-    print(
-        f"data      {images.name}, {shape}: {len(images.train):,} images to train, {len(images.validation):,} to validate"
-    )
+    sizes = f"{len(images.train):,} images to train, {len(images.validation):,} to validate"
+    print(f"data      {images.name}, {shape}: {sizes}")
     print(f"network   {model.config.weighted_layers} weighted layers, {parameters:,} parameters")
     print(f"recipe    {recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr}, seed {recipe.seed}")
     print(f"device    {options['device']}, {options['precision']}, {torch.get_num_threads()} threads")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from utils import bench, data, device, train
+from utils import bench, files, train
 from utils.model import CNN, CNNConfig, parts
 
 
@@ -37,14 +37,25 @@ def test_peak_is_that_of_a_matrix_product(monkeypatch):
 def test_usual_loop_sees_the_embedded_images(tmp_path):
     """torchvision's own data set, normalized as ours is: one epoch without crops has the mean and std of the split."""
     bench.lay_out_for_torchvision(tmp_path)
-    stats = data.channel_stats(data.load().train.images)
     recipe = train.Recipe(crop_padding=0, batch_size=500)
-    loader = bench.usual_loader(tmp_path, 2000, stats, recipe, workers=0)
+    loader = bench.usual_loader(str(tmp_path), 2000, recipe, workers=0)
     images = torch.cat([images for images, _ in loader])
     assert images.shape == (2000, 1, 28, 28)
     assert images.mean().item() == pytest.approx(0, abs=0.02)
     assert images.std().item() == pytest.approx(1, abs=0.02)
-    assert bench.usual_speed(loader, train.Recipe(epochs=1, batch_size=500, lr=0.1), device.pick("cpu")) > 0
+
+
+def test_speed_compares_the_loops_and_keeps_the_rows(monkeypatch, capsys):
+    """Two batches and one round: the figures are not to be believed, but all of them are there."""
+    monkeypatch.setattr(bench, "PEAK_SIDE", 256)
+    table = bench.speed(rounds=1, images=2 * train.Recipe.batch_size).set_index("what")
+    usual, course = (
+        table.filter(like=name, axis=0).query("unit == 'images/s'")["median"].item() for name in ("usual", "course")
+    )
+    assert table.loc["ratio of the two", "median"] == pytest.approx(course / usual)
+    assert set(table["unit"]) == {"images/s", "×", "GFLOP/s", "%", "GB"}
+    assert "ratio of the two" in capsys.readouterr().out
+    assert len(pd.read_csv(files.results_dir() / bench.SPEED_FILE)) == len(table)
 
 
 def test_too_few_rounds_are_refused():
@@ -62,3 +73,8 @@ def test_rows_are_appended_with_their_machine(tmp_path):
     assert rows["n"].tolist() == [3, 3]
     assert set(rows["cpu"]) == {"x, y"}
     assert rows["commit"].str.len().gt(5).all()
+
+
+def test_readme_has_the_newest_rows():
+    readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{bench.BEGIN}\n{bench.measured_block()}\n{bench.END}" in readme, "python cnn.py readme writes them"

@@ -1,12 +1,14 @@
 """How fast the training loop is: against the loop that people paste, and against what the machine can multiply."""
 
 import gzip
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from pathlib import Path
 
@@ -29,35 +31,36 @@ PEAK_SIDE = 4096  # side of the square matrices whose product measures the peak
 def speed(rounds: int = 5, images: int = 12_288) -> pd.DataFrame:
     """Measure both loops `rounds` times in turn, print the table, append it to results/speed.csv and return its rows.
 
-    Same network, batch size, augmentation and optimizer in both, on the first `images` training images; a first round
-    warms up and is not counted. Raises ValueError for fewer than one round or than one batch of images.
+    Same network, batch size, augmentation and optimizer in both, on `images` training images. Each loop has a process
+    of its own, so that neither gets the other's settings; a first round warms up and is not counted. Raises ValueError
+    for fewer than one round or than one batch of images.
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: expected at least 1")
-    recipe = train.Recipe(epochs=1)
-    part = data.load().take(images)
-    stats = data.channel_stats(part.train.images)
+    if images < train.Recipe.batch_size:
+        raise ValueError(f"images={images}: expected at least one batch, {train.Recipe.batch_size}")
     where, precision = device.pick(), device.pick_precision(device.pick())
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, own_process() as usual, own_process() as course:
         lay_out_for_torchvision(Path(folder))
-        loaders = {workers: usual_loader(Path(folder), images, stats, recipe, workers) for workers in (0, 2)}
-        tried = {workers: usual_speed(loader, recipe, where) for workers, loader in loaders.items()}
+        tried = {workers: usual.submit(usual_speed, folder, images, workers).result() for workers in (0, 2)}
         workers = max(tried, key=tried.get)
         loops = {
-            "usual": lambda: usual_speed(loaders[workers], recipe, where),
-            "course": lambda: course_speed(part, recipe),
+            "usual": lambda: usual.submit(usual_speed, folder, images, workers).result(),
+            "course": lambda: course.submit(course_speed, images).result(),
         }
         measured = interleave(loops, rounds)
+        memory = {"usual": usual.submit(peak_memory).result(), "course": course.submit(peak_memory).result()}
     peak = matmul_peak(where, precision)
-    share = statistics.median(measured["course"]) * step_flops(CNNConfig(), part.image_size) / peak
+    flops = step_flops(CNNConfig(), data.load().image_size)
     ratios = [ours / theirs for ours, theirs in zip(measured["course"], measured["usual"], strict=True)]
     rows = [
         row(f"usual loop, {workers} workers, fp32", "images/s", measured["usual"]),
         row(f"the course's loop, {precision}", "images/s", measured["course"]),
         row("ratio of the two", "×", ratios),
         row(f"peak of the {precision} matrix product", "GFLOP/s", [peak / 1e9]),
-        row("share of that peak in the course's loop", "%", [100 * share]),
-        row("memory of this process at its largest", "GB", [peak_memory() / 1e9]),
+        row("the course's loop, share of that peak", "%", [100 * speed * flops / peak for speed in measured["course"]]),
+        row("usual loop, memory", "GB", [memory["usual"] / 1e9]),
+        row("the course's loop, memory", "GB", [memory["course"] / 1e9]),
     ]
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
@@ -65,6 +68,11 @@ def speed(rounds: int = 5, images: int = 12_288) -> pd.DataFrame:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     append(files.results_dir() / SPEED_FILE, table, machine)
     return table
+
+
+def own_process() -> ProcessPoolExecutor:
+    """Return an executor of one fresh process."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
 
 
 def accuracy(seeds: range = range(5)) -> pd.DataFrame:
@@ -96,23 +104,26 @@ def interleave(loops: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
     return measured
 
 
-def course_speed(part: data.ImageData, recipe: train.Recipe) -> float:
-    """Return the images per second of `train.fit` over one epoch."""
+def course_speed(images: int) -> float:
+    """Return the images per second of `train.fit` over one epoch of `images` images."""
+    recipe = train.Recipe(epochs=1)
     torch.manual_seed(recipe.seed)
-    return train.fit(CNN(CNNConfig()), part, recipe, progress=False).last("train", "images_per_second")
+    history = train.fit(CNN(CNNConfig()), data.load().take(images), recipe, progress=False)
+    return history.last("train", "images_per_second")
 
 
-def usual_loader(folder: Path, images: int, stats: data.ChannelStats, recipe: train.Recipe, workers: int) -> DataLoader:
+def usual_loader(folder: str, images: int, recipe: train.Recipe, workers: int) -> DataLoader:
     """Return what tutorials build: torchvision's data set (in `folder`), transforms image by image, a DataLoader."""
     from torchvision import datasets, transforms
 
+    stats = data.channel_stats(data.load().train.images)
     steps = [
         transforms.RandomCrop(28, padding=recipe.crop_padding, padding_mode="reflect"),
         transforms.RandomHorizontalFlip(),
         transforms.ToTensor(),
         transforms.Normalize(stats.mean, stats.std),
     ]
-    whole = datasets.FashionMNIST(str(folder), train=True, transform=transforms.Compose(steps))
+    whole = datasets.FashionMNIST(folder, train=True, transform=transforms.Compose(steps))
     part = torch.utils.data.Subset(whole, range(images))
     return DataLoader(part, recipe.batch_size, shuffle=True, num_workers=workers, drop_last=True)
 
@@ -125,17 +136,19 @@ def lay_out_for_torchvision(folder: Path) -> None:
         (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
 
 
-def usual_speed(loader: DataLoader, recipe: train.Recipe, where: torch.device) -> float:
+def usual_speed(folder: str, images: int, workers: int) -> float:
     """Return the images per second of the loop that tutorials show: fp32, N×C×H×W in memory, `.item()` every step."""
+    recipe, where = train.Recipe(epochs=1), device.pick()
+    loader = usual_loader(folder, images, recipe, workers)
     torch.manual_seed(recipe.seed)
     model = CNN(CNNConfig()).to(where)
     optimizer = train.make_optimizer(model, recipe)
     schedule = train.make_schedule(optimizer, recipe, len(loader))
     running_loss, correct, total, begin = 0.0, 0, 0, time.perf_counter()
-    for images, labels in loader:
-        images, labels = images.to(where), labels.to(where)
+    for pixels, labels in loader:
+        pixels, labels = pixels.to(where), labels.to(where)
         optimizer.zero_grad()
-        logits = model(images)
+        logits = model(pixels)
         loss = F.cross_entropy(logits, labels)
         loss.backward()
         optimizer.step()

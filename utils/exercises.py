@@ -58,9 +58,9 @@ Item = TypeVar("Item", Quiz, Exercise)
 
 
 def quiz(key: str) -> None:
-    """Show the quiz called `key`: question and options as Markdown, which also reads without a kernel, and buttons to choose.
+    """Show the quiz called `key`: question and options as Markdown, which reads without a kernel too, and buttons.
 
-    Arrow keys move between the buttons. Raises KeyError for an unknown key.
+    On the keyboard, Tab moves between the buttons and Space chooses. Raises KeyError for an unknown key.
     """
     import ipywidgets
     from IPython.display import Markdown, display
@@ -82,22 +82,24 @@ def quiz(key: str) -> None:
     display(view | {"text/plain": "(Run this cell to choose an answer.)"}, raw=True)
 
 
-def check(key: str, answer: Any) -> bool | None:
+def check(key: str, answer: Any, quiet: bool = False) -> bool | None:
     """Print ✔ or ✘ with one sentence, and return True, False, or None for `...`, an answer that is not there yet.
 
-    Whatever the answer is or does when it is tried, this says so and does not raise. Raises KeyError for an unknown key.
+    Whatever the answer is or does when it is tried, this says so and does not raise. `quiet` prints nothing when the
+    answer is right: a folded solution is checked without being given away. Raises KeyError for an unknown key.
     """
     exercise = find(key, Exercise)
     if answer is ...:
         print(f'○ Not answered yet; exercises.hint("{key}") helps.')
         return None
     right, sentence = judge(exercise, answer)
-    print("✔" if right else "✘", sentence)
+    if not (right and quiet):
+        print("✔" if right else "✘", sentence)
     return right
 
 
 def hint(key: str) -> None:
-    """Print the next hint for the exercise called `key`; after the last one, the first again. Raises KeyError for an unknown key."""
+    """Print the next hint for the exercise `key`, after the last one the first. Raises KeyError for an unknown key."""
     print(next(hints(key)))
 
 
@@ -207,8 +209,17 @@ def in_halves(
 
 
 def weights_after_steps(step: Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], None]) -> Tensor:
-    """Return the weights of a small linear model after two calls of `step` on batches of 8 images of 5 values."""
+    """Return the weights of a small linear model after two calls of `step` on batches of 8 images of 5 values.
+
+    Raises ValueError when `step` passes more than 4 of them through the model at once.
+    """
+
+    def watch(model: nn.Module, inputs: tuple[Tensor]) -> None:
+        if len(inputs[0]) > 4:
+            raise ValueError(f"{len(inputs[0])} images at once are too many for the memory, of a batch of 8")
+
     model = nn.Linear(5, 3)
+    model.register_forward_pre_hook(watch)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(2):
         step(model, optimizer, torch.randn(8, 5), torch.randint(3, (8,)))
@@ -235,7 +246,7 @@ LESSON_00 = {
             ),
             Option(
                 "it can be anything, because random weights are sure of random answers",
-                "Weights of just any size would do that; initialization and normalization keep the logits near unit size.",
+                "Weights of just any size would; initialization and normalization keep the logits near unit size.",
             ),
         ),
     ),
@@ -251,7 +262,7 @@ LESSON_00 = {
             Mistake((10, 12, 10, 64), "PyTorch's order is N×C×H×W: channels come before height and width."),
         ),
         hints=(
-            "Write down the shape behind the stem first: how many channels, and what does pooling do to height and width?",
+            "Begin behind the stem: how many channels are there, and what does pooling do to height and width?",
             "Go layer by layer: which of layers 1, 2 and 3 have stride 2?",
             "A layer with stride 2 halves height and width, and doubles the channels of the layer before it.",
         ),
@@ -259,11 +270,11 @@ LESSON_00 = {
     "00.halves": Exercise(
         expects="a function f(model, optimizer, images, labels) that takes one training step",
         right=in_halves,
-        because="The gradient of a mean over the batch is the mean of the two halves' gradients, which backward() adds up.",
+        because="The gradient of the batch's mean loss is the mean of the halves' gradients, and backward() adds up.",
         mistakes=(
             Mistake(
                 partial(in_halves, share=1.0),
-                "Your step is twice as long: each half's loss is a mean over half of the images, and the two gradients are added.",
+                "Your step is twice as long: each half's loss is a mean over that half, and the gradients are added.",
             ),
             Mistake(
                 partial(in_halves, share=1.0, clear_each=True),
@@ -288,7 +299,7 @@ LESSON_00 = {
         ),
         hints=(
             "backward() adds to the gradients that are there; zero_grad() clears them. When must they be cleared?",
-            "images.chunk(2) gives two halves. Each half needs a forward pass and a backward pass; how many steps of the optimizer?",
+            "images.chunk(2) gives two halves, each with a forward and a backward pass. How many optimizer steps?",
             "The loss of the whole batch is a mean over all its images. What is it in terms of the two halves' losses?",
         ),
         measure=weights_after_steps,

@@ -113,6 +113,7 @@ def fit(
     """
     where = devices.pick(device)
     precision = devices.pick_precision(where, precision)
+    devices.keep_freed_memory()
     torch.manual_seed(recipe.seed)
     stats = channel_stats(data.train.images)
     batches = training_batches(data, stats, recipe, where, precision)

@@ -1,0 +1,278 @@
+"""Quizzes and exercises: each wrong answer has its own hint, no answer raises, and no key is left over."""
+
+import inspect
+import re
+
+import jupytext
+import pytest
+import torch
+
+from utils import exercises, files
+from utils.exercises import REGISTRY, Exercise, Mistake, Option, Quiz
+
+QUIZZES = {key: item for key, item in REGISTRY.items() if isinstance(item, Quiz)}
+EXERCISES = {key: item for key, item in REGISTRY.items() if isinstance(item, Exercise)}
+MISTAKES = [(key, mistake) for key, exercise in EXERCISES.items() for mistake in exercise.mistakes]
+LESSONS = {path.stem: jupytext.read(path) for path in sorted((files.ROOT / "notebooks" / "src").glob("*.py"))}
+NUMBER = Exercise("a number", 2.0, "It is 2.", (Mistake(3.0, "One too many."),), ("Count.", "Count again."))
+
+every_exercise = pytest.mark.parametrize("key", EXERCISES)
+every_quiz = pytest.mark.parametrize("key", QUIZZES)
+
+
+@pytest.fixture
+def number(monkeypatch) -> str:
+    """The key of a small exercise that is answered by the number 2."""
+    monkeypatch.setitem(REGISTRY, "number", NUMBER)
+    exercises.hints.cache_clear()
+    return "number"
+
+
+class Hostile:
+    """An answer that fails at whatever is done with it."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError(name)
+
+    def __eq__(self, other):
+        raise RuntimeError("==")
+
+    def __call__(self, *inputs):
+        raise HostileError
+
+    __hash__ = __len__ = __iter__ = __float__ = __bool__ = __repr__ = __call__
+
+
+class HostileError(Exception):
+    def __str__(self):
+        raise RuntimeError("str")
+
+
+JUNK = {
+    "nothing": None,
+    "text": "10",
+    "a number": 7,
+    "NaN": float("nan"),
+    "infinity": float("inf"),
+    "a huge integer": 10**400,
+    "a complex number": 1j,
+    "an empty list": [],
+    "a ragged list": [1, [2, 3]],
+    "a list of text": ["a"],
+    "a dict": {"a": torch.zeros(2)},
+    "a tensor": torch.zeros(2, 3),
+    "an empty tensor": torch.zeros(0),
+    "a tensor with gradient": torch.zeros(4, requires_grad=True),
+    "a tensor on no device": torch.zeros(4, device="meta"),
+    "a sparse tensor": torch.eye(4).to_sparse(),
+    "a class": dict,
+    "a module": torch.nn.Linear(2, 2),
+    "an object that fails": Hostile(),
+    "a function without arguments": lambda: 0,
+    "a function that returns nothing": lambda *inputs: None,
+    "a function that returns itself": lambda *inputs: Hostile,
+    "a function that returns NaN": lambda *inputs: float("nan"),
+    "a function that returns its inputs": lambda *inputs: inputs,
+    "a function that fails": lambda *inputs: 1 / 0,
+    "a function that calls itself": lambda *inputs: JUNK["a function that calls itself"](),
+    "a function that exits": lambda *inputs: exit(1),
+}
+
+
+# -------------------------------------------------------------------------------------------------- the exercises
+
+
+@every_exercise
+def test_right_answer_passes(key, capsys):
+    assert exercises.check(key, EXERCISES[key].right) is True
+    assert capsys.readouterr().out == f"✔ {EXERCISES[key].because}\n"
+
+
+@pytest.mark.parametrize(("key", "mistake"), MISTAKES)
+def test_wrong_answer_is_recognised(key, mistake, capsys):
+    assert exercises.check(key, mistake.answer) is False
+    assert capsys.readouterr().out == f"✘ {mistake.because}\n"
+
+
+@every_exercise
+def test_at_least_three_wrong_answers_each_with_its_own_words(key):
+    said = [mistake.because for mistake in EXERCISES[key].mistakes]
+    assert len(set(said)) == len(said) >= 3
+
+
+@every_exercise
+def test_unfinished_answer_is_no_error(key, capsys):
+    assert exercises.check(key, ...) is None
+    assert f'exercises.hint("{key}")' in capsys.readouterr().out
+
+
+@every_exercise
+@pytest.mark.parametrize("junk", JUNK)
+@pytest.mark.filterwarnings("ignore:Casting complex values")
+def test_junk_never_raises(key, junk, capsys):
+    assert exercises.check(key, JUNK[junk]) is False
+    line = capsys.readouterr().out
+    assert line.startswith("✘ ")
+    assert line.count("\n") == 1
+
+
+@every_exercise
+def test_hints_do_not_hold_the_solution(key):
+    right = EXERCISES[key].right
+    lines = inspect.getsource(right).splitlines()[1:] if inspect.isfunction(right) else [repr(right).strip("()[]")]
+    said = " ".join(EXERCISES[key].hints)
+    assert len(EXERCISES[key].hints) >= 2
+    assert [line for line in lines if len(line.strip()) > 3 and line.strip() in said] == []
+
+
+@every_quiz
+def test_quiz_has_one_right_option_and_a_misconception_behind_each_other(key):
+    options = QUIZZES[key].options
+    assert sum(option.right for option in options) == 1
+    assert len(options) >= 4
+    assert len({option.because for option in options}) == len({option.text for option in options}) == len(options)
+
+
+# ------------------------------------------------------------------------------------------------------ the checks
+
+
+@pytest.mark.parametrize("answer", [2, 2.0, 2.00001, torch.tensor(2.0, requires_grad=True), torch.tensor(2).numpy()])
+def test_numbers_of_any_type_are_compared_by_value(number, answer):
+    assert exercises.check(number, answer) is True
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (float("nan"), "NaN"),
+        ([2.0], "shape is (1,)"),
+        ("2", "type str"),
+        (2.5, "none of the usual mistakes"),
+        (3.00001, "One too many."),
+    ],
+)
+def test_wrong_answer_is_named(number, answer, said, capsys):
+    assert exercises.check(number, answer) is False
+    line = capsys.readouterr().out
+    assert said in line
+    assert said == "One too many." or line.endswith("Expected a number.\n")
+
+
+def test_error_in_an_answer_is_named(monkeypatch, capsys):
+    called = Exercise("a function", lambda: 1, "Yes.", (), (), measure=lambda function: function())
+    monkeypatch.setitem(REGISTRY, "called", called)
+    assert exercises.check("called", lambda: [][1]) is False
+    assert capsys.readouterr().out == "✘ That stopped with IndexError: list index out of range. Expected a function.\n"
+
+
+def test_quiet_check_is_silent_only_about_a_right_answer(number, capsys):
+    assert exercises.check(number, 2, quiet=True) is True
+    assert capsys.readouterr().out == ""
+    assert exercises.check(number, 3, quiet=True) is False
+    assert capsys.readouterr().out == "✘ One too many.\n"
+
+
+@every_exercise
+def test_check_leaves_the_readers_random_numbers_alone(key):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    exercises.check(key, EXERCISES[key].right)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_half_batch_exercise_refuses_a_whole_batch(capsys):
+    def whole(model, optimizer, images, labels):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    assert exercises.check("00.halves", whole) is False
+    assert "8 images at once are too many" in capsys.readouterr().out
+
+
+def test_hints_come_one_at_a_time_and_begin_again(number, capsys):
+    for _ in range(3):
+        exercises.hint(number)
+    said = capsys.readouterr().out.splitlines()
+    assert said == ["Hint 1 of 2: Count.", "Hint 2 of 2: Count again.", "Hint 1 of 2: Count."]
+
+
+@pytest.mark.parametrize("function", [exercises.quiz, exercises.hint, lambda key: exercises.check(key, 1)])
+def test_unknown_key_is_named_with_those_there_are(function):
+    with pytest.raises(KeyError, match=r"no (quiz|exercise) is called '00.typo'; there are: .*00\.") as error:
+        function("00.typo")
+    assert "__" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------------- the quizzes
+
+
+@pytest.fixture
+def shown(monkeypatch) -> list:
+    """What a quiz displays, and the widgets that it makes."""
+    import IPython.display
+    import ipywidgets
+
+    outputs = []
+    monkeypatch.setattr(IPython.display, "display", lambda *things, raw=False: outputs.extend(things))
+    box = ipywidgets.VBox
+    monkeypatch.setattr(ipywidgets, "VBox", lambda children: outputs.extend(children) or box(children))
+    return outputs
+
+
+@every_quiz
+def test_quiz_reads_without_a_kernel(key, shown):
+    exercises.quiz(key)
+    markdown, _, _, widget = shown
+    assert QUIZZES[key].question in markdown.data
+    assert [option.text in markdown.data for option in QUIZZES[key].options] == [True] * len(QUIZZES[key].options)
+    assert not any(option.because in markdown.data for option in QUIZZES[key].options)
+    assert widget["text/plain"].startswith("(Run this cell")
+
+
+def test_quiz_answers_each_choice(shown, monkeypatch):
+    options = (Option("one", "Too few."), Option("two", "a < b & c", right=True))
+    monkeypatch.setitem(REGISTRY, "quiz", Quiz("How many?", options))
+    exercises.quiz("quiz")
+    _, buttons, feedback, _ = shown
+    assert feedback.value == ""
+    buttons.value = "A"
+    assert feedback.value == "✘ Too few."
+    buttons.value = "B"
+    assert feedback.value == "✔ a &lt; b &amp; c"
+
+
+# ------------------------------------------------------------------------------------------------------- the lessons
+
+
+def used(function: str) -> set[str]:
+    """The keys that the lessons' code, hints that are commented out included, gives to a function of this module."""
+    code = [cell.source for lesson in LESSONS.values() for cell in lesson.cells if cell.cell_type == "code"]
+    return set(re.findall(rf'exercises\.{function}\(\s*"([^"]+)"', "\n".join(code)))
+
+
+def test_every_key_is_used_and_every_used_key_exists():
+    assert used("quiz") == set(QUIZZES)
+    assert used("check") == set(EXERCISES)
+    assert used("hint") == set(EXERCISES)
+
+
+@pytest.mark.parametrize("key", REGISTRY)
+def test_key_begins_with_its_lesson(key):
+    number, name = key.split(".")
+    [lesson] = [lesson for stem, lesson in LESSONS.items() if stem.startswith(f"{number}_")]
+    assert any(f'"{key}"' in cell.source for cell in lesson.cells)
+    assert re.fullmatch(r"[a-z_]+", name)
+
+
+@every_exercise
+def test_lesson_holds_an_open_answer_and_a_folded_solution_that_is_checked(key):
+    cells = [
+        cell for lesson in LESSONS.values() for cell in lesson.cells if f'exercises.check("{key}", ' in cell.source
+    ]
+    reader, solution = cells
+    assert "..." in reader.source
+    assert f'assert exercises.check("{key}", ' in solution.source
+    assert solution.metadata["tags"] == ["solution"]
+    assert solution.metadata["jupyter"]["source_hidden"] is True
