@@ -1,0 +1,539 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,jupyter,-all
+#     notebook_metadata_filter: kernelspec,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Start here
+#
+# **What is inside a convolutional network, and which part makes it work?** This course takes one small network apart,
+# decision by decision: predict what a part does, take it out, measure what changes.
+#
+# In this first lesson you build the whole thing: one residual block, the network, and the loop that trains it. You check
+# each piece against the course's own code, train it on real images, and measure your machine. You need Python and a
+# first acquaintance with PyTorch (tensors, `nn.Module`).
+#
+# Run the cells from top to bottom (Shift+Enter, or *Run → Run All Cells*). An exercise that you leave open stops nothing.
+# The first cell is the same in every lesson: it finds the course's code. There is no need to read it.
+
+# %%
+# Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
+import re
+import subprocess
+import sys
+from importlib import metadata, util
+from pathlib import Path
+
+COURSE, REF = "https://github.com/cnn-course/cnn-course", "main"
+here = Path.cwd()
+root = next((p for p in [here, *here.parents] if (p / "utils" / "__init__.py").exists()), here / "cnn-course")
+if "google.colab" in sys.modules:  # fetch the course once, install what Colab lacks, leave its torch and numpy alone
+    if not root.exists():
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
+    wanted = re.findall(r"(?m)^(?!torch|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
+    missing = set(wanted) - {str(package.name).lower() for package in metadata.distributions()}
+    if missing:
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *sorted(missing)], check=True)
+sys.path.insert(0, str(root))
+spec = util.find_spec("utils")
+if spec is None or Path(spec.origin or "").parent != root / "utils":
+    raise ImportError(f"`utils` is not the one in {root}: open the course's notebooks folder and restart the kernel.")
+
+# %% [markdown]
+# ## The map
+#
+# Nine lessons, each with one question. They can be read in any order after this one.
+
+# %%
+LESSONS = [
+    ("begin", "Start here", "What are the pieces, and do they learn?"),
+    ("the data", "Data statistics", "Which mean and deviation does the input need?"),
+    ("the network", "Size and pooling", "What does it cost to keep the image large?"),
+    ("the network", "Batch normalization", "Does it really help, and why?"),
+    ("the network", "Residual gradient flow", "How does a gradient cross 100 layers?"),
+    ("the network", "Dropout and initialization", "Where do they matter, and where not?"),
+    ("the training", "Full training", "What happens inside during a whole run?"),
+    ("the training", "Training fast", "Where does the time go, and how much comes back?"),
+    ("the evidence", "Ablations compared", "Which decision earned its place?"),
+]
+
+# %% jupyter={"source_hidden": true}
+# Draw the map: click the dots to unfold the code
+from textwrap import fill
+
+import matplotlib.pyplot as plt
+
+from utils import plots
+
+plots.use_style()
+fig, ax = plt.subplots(figsize=(7.4, 4.4))
+parts = dict.fromkeys(part for part, *_ in LESSONS)
+shades = dict(zip(parts, [plots.GREY, plots.ORANGE, plots.BLUE, plots.GREEN, plots.VERMILION], strict=True))
+for number, (part, title, question) in enumerate(LESSONS):
+    x, y = number % 3, -(number // 3)
+    ax.add_patch(plt.Rectangle((x, y), 0.93, 0.88, fc="none", ec=shades[part], lw=2))
+    ax.add_patch(plt.Rectangle((x, y + 0.66), 0.93, 0.22, fc=shades[part], alpha=0.3))
+    ax.text(x + 0.04, y + 0.76, f"{number:02d}  {part}", va="center", fontsize=11)
+    ax.text(x + 0.04, y + 0.6, fill(title, 20), va="top", fontsize=11.5, fontweight="bold")
+    ax.text(x + 0.04, y + 0.05, fill(question, 26), va="bottom", fontsize=10.5)
+ax.set(xlim=(-0.02, 2.96), ylim=(-2.03, 0.92))
+ax.axis("off")
+plots.save(fig, "00_map")
+
+# %% [markdown]
+# ## The network
+#
+# A grey image of 28 × 28 pixels enters on the left; ten numbers leave on the right, one for each class. They are called
+# *logits*: the largest one is the answer. In between, a *stem* and four *layers* trade size for channels. From layer 2 on,
+# each layer halves height and width and doubles the channels.
+#
+# The picture is drawn from the real shapes of a real network, `utils.model.CNN`.
+
+# %%
+import torch
+
+from utils.model import CNN, CNNConfig
+
+torch.manual_seed(0)  # the same random weights each time
+reference = CNN(CNNConfig(width=16))  # 16 channels in the first layer
+plots.save(plots.architecture(reference), "00_network")
+
+# %%
+from utils import exercises
+
+exercises.quiz("00.first_loss")
+
+# %% [markdown]
+# The answer comes with the first training step below.
+
+# %% [markdown]
+# ## The data
+#
+# Fashion-MNIST: photographs of ten kinds of clothing, in the repository, so that nothing is downloaded. Some images are
+# set aside as *validation* images: the network never learns from them, so they show what it makes of images it has not seen.
+
+# %%
+from utils import data
+
+fashion = data.load("fashion-mnist", progress=False)
+print(fashion.train, "to learn from")
+print(fashion.validation, "to check with")
+print("classes:", ", ".join(fashion.class_names))  # NBVAL_CHECK_OUTPUT
+
+# %% [markdown]
+# Pixels come as whole numbers from 0 to 255. The network gets them shifted and scaled: minus the mean, divided by the
+# standard deviation of all training pixels. Lesson 01 asks why these two numbers, and how to compute them.
+
+# %%
+stats = data.channel_stats(fashion.train.images)
+pixels = data.normalize(fashion.train.images[:5000], stats)  # float32 5000×1×28×28
+print(f"mean {stats.mean[0]:.4f}, deviation {stats.std[0]:.4f} on a scale from black = 0 to white = 1")
+print(f"afterwards, in 5,000 images: mean {abs(pixels.mean()):.1f}, deviation {pixels.std():.1f}")  # NBVAL_CHECK_OUTPUT
+
+# %% [markdown]
+# ## One residual block
+#
+# A block computes $y = \mathrm{relu}(F(x) + S(x))$. Here $x$ is what comes in, $F$ is two convolutions with their
+# normalization, and $S$ is the *shortcut*, which passes $x$ on. So the convolutions need to learn only what has to *change*
+# ([He et al. 2015](https://arxiv.org/abs/1512.03385)). Three decisions are in these lines:
+#
+# - **3×3 kernels with padding 1** keep the size of the image, so that $F(x)$ and $x$ can be added.
+# - **No bias:** the normalization behind a convolution subtracts the mean, and any bias with it.
+# - **A 1×1 convolution in the shortcut** only where the block changes the shape: otherwise $S(x) = x$ and costs nothing.
+
+# %%
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    def __init__(self, fan_in: int, fan_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(fan_out)
+        self.conv2 = nn.Conv2d(fan_out, fan_out, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(fan_out)
+        self.shortcut = nn.Identity()
+        if stride > 1 or fan_in != fan_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(fan_in, fan_out, 1, stride, bias=False), nn.BatchNorm2d(fan_out))
+
+    def forward(self, x: Tensor) -> Tensor:  # N×fan_in×H×W
+        out = F.relu(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        return F.relu(out + self.shortcut(x))  # N×fan_out×H/stride×W/stride
+
+
+# %% [markdown]
+# Does the shortcut do what the formula says? With $F = 0$ the block must return $\mathrm{relu}(x)$. Setting the scale of the
+# last normalization to zero switches $F$ off.
+
+# %%
+block = Block(16, 16, stride=1)
+nn.init.zeros_(block.norm2.weight)
+x = torch.randn(8, 16, 14, 14)
+assert torch.equal(block(x), F.relu(x))
+
+# %% [markdown]
+# ## Four layers
+#
+# The stem turns one channel into 16 and pools once: of each 2×2 pixels only the largest value goes on. That leaves a quarter
+# of the values for everything that follows. Each layer here is a single block; in a deeper network it is a row of them.
+# The *head* averages each channel over the image and combines the averages into ten logits.
+#
+# The initial weights are drawn with a standard deviation of $\sqrt{2/\text{fan-in}}$, where fan-in counts the inputs of one
+# output value. Then the signal neither dies out nor blows up on its way through ReLUs
+# ([He et al. 2015](https://arxiv.org/abs/1502.01852)); lesson 05 puts it to the test.
+
+# %%
+from collections import OrderedDict
+from itertools import pairwise
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 16, num_classes: int = 10) -> None:
+        super().__init__()
+        conv = nn.Conv2d(1, width, 3, padding=1, bias=False)
+        self.stem = nn.Sequential(
+            OrderedDict(conv=conv, pool=nn.MaxPool2d(2), norm=nn.BatchNorm2d(width), relu=nn.ReLU())
+        )
+        channels = [width, width, 2 * width, 4 * width, 8 * width]
+        blocks = [Block(fan_in, fan_out, stride=fan_out // fan_in) for fan_in, fan_out in pairwise(channels)]
+        self.layers = nn.Sequential(*[nn.Sequential(block) for block in blocks])
+        self.head = nn.Linear(8 * width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:  # N×1×28×28
+        maps = self.layers(self.stem(images))  # N×8·width×2×2
+        return self.head(maps.mean(dim=(2, 3)))  # N×num_classes
+
+
+# %% [markdown]
+# **Check it.** The course's network has the same names inside, so its weights fit into yours. Same weights in, same logits
+# out, or one of the two networks is wrong. (From here to the machine's measurement PyTorch uses one thread: several threads gain
+# little on so small a network, and wait for each other when other programs are running.)
+
+# %%
+threads = torch.get_num_threads()
+torch.set_num_threads(1)
+net = Net()
+net.load_state_dict(reference.state_dict())
+difference = (net(pixels[:256]) - reference(pixels[:256])).abs().max().item()
+print(f"largest difference of the logits of 256 images: {difference:.1g}")
+assert difference < 1e-6
+
+# %% [markdown]
+# So the table that the course prints is also the table of your network. Most of the weights stand in layer 4, most of the
+# work does not. (FLOPs: multiplications and additions for one image. Receptive field: the patch of the image that one value
+# has seen. It may be larger than the image; then it ends in padding.)
+
+# %%
+print(reference)  # NBVAL_CHECK_OUTPUT
+
+# %% [markdown]
+# ## A bare training loop
+#
+# How large should a step be? Small at first, while the weights are random and the gradients large. Then large, to get
+# ahead. Small at the end, to settle. This is the *one-cycle* schedule ([Smith & Topin 2017](https://arxiv.org/abs/1708.07120)).
+
+# %%
+import numpy as np
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Rise in a straight line for the first fifth of the run, then fall in a straight line, to zero at the end."""
+    return peak * float(np.interp(step, [-1, 0.2 * steps, steps], [0, 1, 0]))
+
+
+# %% [markdown]
+# The loop itself. For each batch of 64 images: how wrong is the network (the loss), which way is downhill (the gradient), one
+# step that way. Momentum keeps nine tenths of the last step's direction, which evens out what single batches say. Each
+# epoch sees all images once, in a new random order.
+#
+# The loop is written as a *generator*: it hands out the loss after each step, so that whoever runs it can watch.
+
+# %%
+from collections.abc import Iterator
+
+
+def training(model: nn.Module, images: Tensor, labels: Tensor, epochs: int = 1, peak: float = 0.1) -> Iterator[float]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=peak, momentum=0.9, nesterov=True)
+    shuffle = torch.Generator().manual_seed(0)
+    batches = [rows for _ in range(epochs) for rows in torch.randperm(len(labels), generator=shuffle).split(64)]
+    for step, rows in enumerate(batches):
+        model.train()  # in case somebody evaluated the network in between
+        loss = F.cross_entropy(model(images[rows]), labels[rows])
+        optimizer.zero_grad()  # gradients add up unless they are cleared
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = learning_rate(step, len(batches), peak)
+        optimizer.step()
+        yield loss.item()
+
+
+# %% [markdown]
+# **Check it.** The course's loop is made of the same pieces: batches, optimizer, schedule. From the same weights, twenty
+# steps of both must give the same losses. First the course's pieces, on twenty batches with as many images of each class:
+
+# %%
+from copy import deepcopy
+
+from utils import train
+
+small = fashion.take(20 * 64)
+small_stats = data.channel_stats(small.train.images)
+recipe = train.Recipe(epochs=1, batch_size=64, lr=0.1, weight_decay=0.0, crop_padding=0, flip=False)
+batches = train.training_batches(small, small_stats, recipe, torch.device("cpu"), "fp32")
+model = deepcopy(reference)
+optimizer = train.make_optimizer(model, recipe)
+schedule = train.make_schedule(optimizer, recipe, steps=len(batches))
+theirs = []
+for images, labels in batches:
+    loss = F.cross_entropy(model(images), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+    theirs.append(loss.item())
+
+# %% [markdown]
+# Now yours. One thing has to be the same too: the order of the numbers in memory, which the course calls *channels last*. In
+# another order sums are rounded differently, and each step makes such a difference larger. (That is also why two machines
+# seldom train exactly the same network.)
+
+# %%
+inputs = data.normalize(small.train.images, small_stats).clone(memory_format=torch.channels_last)
+yours = list(training(net, inputs, small.train.labels))
+difference = np.abs(np.subtract(yours, theirs)).max()
+print(f"your loss at step 1: {yours[0]:.3f}, at step 20: {yours[-1]:.3f}")
+print(f"largest difference from the course's: {difference:.1g}")
+assert len(yours) == len(theirs) == 20
+assert difference < 1e-4
+
+# %% [markdown]
+# And your prediction? A network that knows nothing gives each of the ten classes a probability near 1/10. The loss is
+# $-\ln p$, where $p$ is the probability of the true class: $-\ln \tfrac{1}{10} = \ln 10$. When a first loss is far from
+# this, something is wrong with the initialization or the input. It is the cheapest test there is.
+
+# %%
+print(f"ln 10 = {np.log(10):.2f}, first loss = {yours[0]:.2f}")
+assert abs(yours[0] - np.log(10)) < 0.5
+
+# %% [markdown]
+# ## Train it
+#
+# Now with more images, each of them seen three times. First, two helpers. `predict` gives the probabilities of the classes.
+
+# %%
+@torch.inference_mode()  # no gradients needed: faster, and less memory
+def predict(model: nn.Module, images: Tensor) -> Tensor:  # N×1×28×28 → N×num_classes
+    model.eval()  # batch normalization uses what it has learned, not the batch at hand (lesson 03)
+    return torch.cat([model(part).softmax(dim=1) for part in images.split(500)])
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    return (predict(model, images).argmax(dim=1) == labels).sum().item() / len(labels)
+
+
+# %% [markdown]
+# `draw` shows how far training has come: the loss of each step, and the share of validation images that are named rightly.
+
+# %%
+def draw(fig: plt.Figure, losses: list[float], accuracies: dict[int, float], steps: int) -> None:
+    fig.clear()
+    left, right = fig.subplots(1, 2)
+    left.axhline(np.log(10), color=plots.GREY, ls="--", lw=1)
+    left.text(steps, np.log(10) + 0.05, "knows nothing: ln 10", ha="right", fontsize=10)
+    left.plot(range(1, len(losses) + 1), losses, color=plots.color("train"), lw=1)
+    left.set(xlim=(0, steps), ylim=(0, 3), xlabel="step", ylabel="training loss (nats)")
+    for step, value in accuracies.items():
+        right.annotate(f"{value:.0%}", (step, 100 * value), (-4, 6), textcoords="offset points", ha="right")
+    right.plot(accuracies.keys(), [100 * value for value in accuracies.values()], "o-", color=plots.color("validation"))
+    right.set(xlim=(-0.15 * steps, 1.05 * steps), ylim=(0, 105), xlabel="step", ylabel="validation accuracy (%)")
+
+
+# %% [markdown]
+# Ready? This takes less than a minute. The picture is redrawn while the network learns.
+
+# %%
+from time import perf_counter
+
+from IPython.display import display
+
+subset = fashion.take(6400)
+images, labels = data.normalize(subset.train.images, stats), subset.train.labels
+unseen, truth = data.normalize(fashion.validation.images, stats), fashion.validation.labels
+torch.manual_seed(0)
+net, epochs, losses = Net(), 3, []
+steps_per_epoch = len(labels) // 64
+accuracies = {0: accuracy(net, unseen, truth)}  # at step 0: before anything is learned
+fig = plt.figure(figsize=(7.2, 3.0))
+plt.close(fig)  # only the live picture is shown
+live, begin = display(fig, display_id=True), perf_counter()
+for step, loss in enumerate(training(net, images, labels, epochs), start=1):
+    losses.append(loss)
+    if step % steps_per_epoch == 0:
+        accuracies[step] = accuracy(net, unseen, truth)
+    if step % 20 == 0:
+        draw(fig, losses, accuracies, epochs * steps_per_epoch)
+        live.update(fig)
+seconds = perf_counter() - begin
+
+# %%
+plots.save(fig, "00_training", show=False)
+print(f"{epochs} epochs of {len(labels):,} images in {seconds:.0f} s")
+print(f"{len(truth):,} validation images: {accuracies[0]:.1%} named rightly before, {accuracies[step]:.1%} after")
+assert accuracies[0] < 0.3
+assert accuracies[step] > 0.75
+
+# %% [markdown]
+# ## What does it say?
+#
+# Six validation images that your network names rightly, and six that it does not. Above each: its answer, how sure it is,
+# and in the second row what the image is called in the data set. Would you have known?
+
+# %%
+probabilities = predict(net, unseen)
+sure, answers = probabilities.max(dim=1)
+rows = [(answers == truth).nonzero()[:6, 0], (answers != truth).nonzero()[:6, 0]]
+fig, axes = plt.subplots(2, 6, figsize=(7.4, 3.5))
+for ax, index in zip(axes.flat, torch.cat(rows).tolist(), strict=True):
+    said, name = fashion.class_names[answers[index]], fashion.class_names[truth[index]]
+    right = said == name
+    plots.show_image(ax, fashion.validation.images[index])
+    title = f"✔ {said}\n{sure[index]:.0%}" if right else f"✘ {said}\n{sure[index]:.0%}\nis: {name}"
+    ax.set_title(title, fontsize=9.5, color=plots.BLUE if right else plots.VERMILION)
+plots.save(fig, "00_predictions")
+
+# %% [markdown]
+# ## From here on we import it
+#
+# You have written the course's engine. From the next lesson on it comes from `utils`, which adds what a bare loop leaves out:
+#
+# | you wrote | the course has | which adds |
+# |---|---|---|
+# | `Block`, `Net` | `model.CNN(CNNConfig(…))` | every decision as one field: depth, normalization, initialization, … |
+# | `pixels[rows]` | `data.Batches` | random crops and flips, the right number format, any device |
+# | `training` | `train.fit(model, data, Recipe(…))` | weight decay, checkpoints, GPU, mixed precision, a history to plot |
+#
+# Your twenty steps from above, now in one line:
+
+# %%
+history = train.fit(reference, small, recipe, device="cpu", precision="fp32", progress=False)
+print(f"mean loss of twenty steps: yours {np.mean(yours):.3f}, fit {history.last('train', 'loss'):.3f}")
+assert abs(np.mean(yours) - history.last("train", "loss")) < 0.02
+
+# %% [markdown]
+# ## What can this machine do?
+#
+# The course picks the fastest device that PyTorch finds, and the fastest number format in which that device trains safely:
+# 32 bits (`fp32`), or 16 (`bf16`, `fp16`) where it multiplies those natively. Here is what it picked, and how many images a
+# second it trains on, in batches of 512. The first of two epochs warms up, the second is measured.
+
+# %%
+from IPython.display import Markdown
+
+from utils import device
+
+torch.set_num_threads(threads)
+machine = device.describe()
+speed = {"fp32": 0.0, machine["precision"]: 0.0}
+trial = train.Recipe(epochs=2, batch_size=512, lr=0.1)
+for precision in speed:
+    history = train.fit(deepcopy(reference), fashion.take(4 * 512), trial, precision=precision, progress=False)
+    speed[precision] = history.last("train", "images_per_second")
+measured = {f"images/s in {precision}": f"{value:,.0f}" for precision, value in speed.items()}
+lines = [f"| {name} | {value} |" for name, value in (machine | measured).items()]
+Markdown("\n".join(["| this machine | |", "|---|---|", *lines]))
+
+# %%
+best = max(speed, key=speed.get)
+minutes = train.Recipe.epochs * len(fashion.train) / speed[best] / 60
+print(f"{train.Recipe.epochs} epochs of {len(fashion.train):,} training images: about {minutes:.1f} minutes in {best}")
+
+# %% [markdown]
+# Other programs that run at the same time take their share: run the cell again when the numbers look odd. Lesson 07 makes
+# it faster.
+
+# %% [markdown]
+# ## Your turn: follow the shapes
+#
+# Ten **colour** images, each **96 pixels high and 80 wide**, enter the network (width 16, with three channels at its
+# entrance). Which shape leaves **layer 3**? Work it out on paper first.
+#
+# Put your answer in place of the dots. For a hint, remove the `#` in the last line; each run gives the next one. The
+# solution is folded up below the cell.
+
+# %%
+answer = ...  # (N, C, H, W)
+exercises.check("00.shape", answer)
+# exercises.hint("00.shape")
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+# Solution: click the dots to unfold it
+colour = CNN(CNNConfig(in_channels=3, width=16))
+maps = colour.stem(torch.zeros(10, 3, 96, 80))
+for layer in colour.layers[:3]:
+    maps = layer(maps)
+assert exercises.check("00.shape", tuple(maps.shape), quiet=True)
+
+# %% [markdown]
+# ## Your turn: half a batch at a time
+#
+# A batch does not fit into memory, but half of it does. Write a function that takes **one** training step on the whole
+# batch while it never passes more than half of it through the model. Apart from rounding, the weights must end up as if the
+# batch had gone through in one piece. (The number of images is even, and the model has no batch normalization: that would see two
+# small batches.)
+
+# %%
+def step_in_halves(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+    pass  # your lines
+
+
+answer = ...  # when it is written: answer = step_in_halves
+exercises.check("00.halves", answer)
+# exercises.hint("00.halves")
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+# Solution: click the dots to unfold it
+def solution(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+    optimizer.zero_grad()
+    for x, y in zip(images.chunk(2), labels.chunk(2), strict=True):
+        loss = F.cross_entropy(model(x), y) / 2  # the mean of two means
+        loss.backward()  # adds to the gradients that are there
+    optimizer.step()
+
+
+assert exercises.check("00.halves", solution, quiet=True)
+
+# %% [markdown]
+# ## Summary
+
+# %%
+gain = f"from {accuracies[0]:.1%} to {accuracies[step]:.1%} of {len(truth):,} validation images named rightly"
+Markdown(f"""
+- **A convolutional network is short.** Your block, network and loop do what the course's do: in {len(yours)} steps
+  the largest difference between their losses was {difference:.1g}.
+- **It learns fast.** {len(labels):,} images, {epochs} epochs, {seconds:.0f} s: {gain}.
+  That is one run with one seed, and no evidence for any single part of the network. The other lessons look for that.
+- **The first loss is a test.** It was {yours[0]:.2f}; a network that knows nothing has ln 10 = {np.log(10):.2f}.
+- **This machine** trains {speed[best]:,.0f} images a second on {machine["device"]} in {best}.
+""")
+
+# %% [markdown]
+# Sources: He et al. 2015, [Deep Residual Learning](https://arxiv.org/abs/1512.03385) and
+# [Delving Deep into Rectifiers](https://arxiv.org/abs/1502.01852); Ioffe & Szegedy 2015,
+# [Batch Normalization](https://arxiv.org/abs/1502.03167); Smith & Topin 2017,
+# [Super-Convergence](https://arxiv.org/abs/1708.07120); Xiao et al. 2017, [Fashion-MNIST](https://arxiv.org/abs/1708.07747).
+#
+# Next: lesson 01 looks at the data before anything learns from them.
