@@ -44,11 +44,12 @@ lint: setup-dev
 unit: setup-dev
 	$(PY) -m pytest tests $(ARGS)
 
+# Threads that wait for each other do so passively here: on busy cores spinning takes the time that the other one needs.
 # A lesson that is only tested writes its results and figures beside the repository's own, into .cache.
 lessons: setup-dev
 	@rm -rf .cache/lessons && mkdir -p .cache/lessons/results .cache/lessons/figures
 	@if [ -d results ]; then cp -R results .cache/lessons; fi
-	PYTHONPATH="$(CURDIR)" CNN_RESULTS_DIR="$(CURDIR)/.cache/lessons/results" \
+	OMP_WAIT_POLICY=passive PYTHONPATH="$(CURDIR)" CNN_RESULTS_DIR="$(CURDIR)/.cache/lessons/results" \
 	  CNN_FIGURES_DIR="$(CURDIR)/.cache/lessons/figures" $(PY) -m pytest $(NBVAL) $(LESSONS)
 
 notebooks: setup-dev  ## sync the lessons with their text twins and execute them (one: LESSON=01_data_statistics)

@@ -2,6 +2,9 @@
 
 import inspect
 import json
+import os
+import shlex
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import Field, fields
@@ -15,9 +18,16 @@ import typer
 from utils import checkpoint, data, device, files, train
 from utils.model import CNN, CNNConfig
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__, rich_markup_mode=None)
+app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=__doc__,
+    rich_markup_mode=None,
+)
 RUNS = files.ROOT / "runs"
 SETTINGS_FILE = "settings.json"
+HISTORY_FILE = "history.csv"  # written when a run has finished
 FROM_DATA = ("in_channels", "num_classes")  # fields of CNNConfig that the data decide
 
 DEVICE_HELP = "auto (CUDA before MPS before CPU), cpu, cuda, cuda:1 or mps  [default: auto]"
@@ -76,6 +86,8 @@ def train_command(
     given = {"data": data_name, "size": size, "channels": channels, "images": images, "threads": threads}
     given |= {"device": device_name, "precision": precision, "compiled": compiled} | chosen
     given = {name: value for name, value in given.items() if value is not None}
+    if Path(given.get("data", "")).is_dir() and given.get("data") not in data.DATASETS:
+        given["data"] = str(Path(given["data"]).resolve())  # so that the run can be resumed from another folder
     out = folder_of_run(out, resume, given.get("data", "fashion-mnist"))
     settings = (read_settings(out) | given) if resume else given
     model, images_in, recipe, options = prepare(settings)
@@ -127,9 +139,13 @@ def fields_of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def folder_of_run(out: Path | None, resume: bool, name: str) -> Path:
-    """Return the folder to write to. Raises ValueError rather than overwrite a run or resume one that is not there."""
+    """Return the folder to write to. Raises ValueError rather than overwrite a run or resume a finished one."""
+    if resume and out is None:
+        return newest_run(checkpoint.STATE_FILE, unfinished=True)
+    if resume and (out / HISTORY_FILE).exists():
+        raise ValueError(f"the run in --out {out} is finished: there is nothing to resume, train a new one")
     if resume:
-        return out if out is not None else newest_run(checkpoint.STATE_FILE)
+        return out
     if out is None:
         return RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(name).name}"
     if (out / checkpoint.STATE_FILE).exists():
@@ -137,11 +153,13 @@ def folder_of_run(out: Path | None, resume: bool, name: str) -> Path:
     return out
 
 
-def newest_run(file: str) -> Path:
+def newest_run(file: str, unfinished: bool = False) -> Path:
     """Return the newest folder in runs/ that holds `file`. Raises ValueError if there is none."""
     found = sorted(RUNS.glob(f"*/{file}"), key=lambda path: path.stat().st_mtime)
+    found = [path for path in found if not (unfinished and (path.parent / HISTORY_FILE).exists())]
     if not found:
-        raise ValueError(f"no run with a checkpoint in {RUNS}: train one first (python cnn.py), or name its folder")
+        kind = "no unfinished run" if unfinished else "no run"
+        raise ValueError(f"{kind} with a checkpoint in {RUNS}: train one first (python cnn.py), or name its folder")
     return found[-1].parent
 
 
@@ -180,7 +198,7 @@ def introduce(model: CNN, images: data.ImageData, recipe: train.Recipe, options:
 def say_how_to_resume(out: Path) -> None:
     """Print, after Ctrl-C, what was kept and the command that goes on."""
     if (out / checkpoint.STATE_FILE).exists():
-        print(f"\nstopped; the finished epochs are kept. Go on with: python cnn.py --resume --out {str(shown(out))!r}")
+        print(f"\nstopped; the finished epochs are kept. Go on with: python cnn.py --resume --out {quoted(out)}")
     else:
         print("\nstopped before the first epoch ended: nothing was kept, start again with python cnn.py")
 
@@ -200,9 +218,9 @@ def conclude(
     else:
         print(f"validation accuracy {history.last('validation', 'accuracy'):.2%} ({len(images.validation):,} images)")
     print(f"training took {seconds:.0f} s, {speed:,.0f} images/s")
-    files.write_text(out / "history.csv", history.to_csv(index=False))
     draw(history, out / "curves.png")
-    print(f"wrote {shown(out / 'curves.png')}; try: python cnn.py predict --run {str(shown(out))!r} IMAGE")
+    files.write_text(out / HISTORY_FILE, history.to_csv(index=False))
+    print(f"wrote {shown(out / 'curves.png')}; try: python cnn.py predict --run {quoted(out)} IMAGE")
 
 
 def draw(history: train.History, path: Path) -> None:
@@ -222,6 +240,12 @@ def shown(path: Path) -> Path:
     """Return `path` relative to the working directory where it lies below it."""
     path = path.resolve()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def quoted(path: Path) -> str:
+    """Return `path` as it must be typed in a shell."""
+    word = str(shown(path))
+    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
 
 
 @app.command()
@@ -265,9 +289,7 @@ def stats(
 def bench(
     rounds: Annotated[int, typer.Option(help="measurements of each loop, in turn")] = 5,
     images: Annotated[int, typer.Option(help="training images a measurement")] = 12_288,
-    accuracy: Annotated[
-        bool, typer.Option("--accuracy", help="also train the defaults with seeds 0 to 4: about 20 minutes")
-    ] = False,
+    accuracy: Annotated[bool, typer.Option("--accuracy", help="also train the defaults with five seeds")] = False,
 ) -> None:
     """Measure the course's training loop against the usual one, and the share of the machine's peak it reaches."""
     from utils import bench as benchmark
@@ -277,7 +299,7 @@ def bench(
         benchmark.accuracy()
 
 
-@app.command()
+@app.command(hidden=True)
 def readme() -> None:
     """Write the measured figures of results/ into README.md."""
     from utils import bench as benchmark
@@ -288,11 +310,11 @@ def readme() -> None:
 def main() -> None:
     """Run the command line; `train` is the default command. Wrong input ends in one sentence, not in a traceback."""
     arguments = sys.argv[1:]
-    if not arguments or (arguments[0].startswith("-") and arguments[0] != "--help"):
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["train", *arguments]
     try:
         app(arguments)
-    except (ValueError, OSError, train.Diverged, MemoryError) as error:
+    except (ValueError, OSError, train.Diverged, MemoryError, torch.OutOfMemoryError) as error:
         sys.exit(f"error: {error}")
 
 

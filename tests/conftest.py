@@ -3,13 +3,19 @@
 import os
 
 import pytest
+import torch
 from hypothesis import settings
 
+os.environ["CNN_DEVICE"] = "cpu"  # tests are of the code, not of the accelerator that a machine may have
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 
 # The same inputs at every run, however slow the machine is just then.
 settings.register_profile("course", deadline=None, derandomize=True)
 settings.load_profile("course")
+
+
+# Two threads that wait for each other on busy cores are far slower than one, and one gives the same bits every time.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")

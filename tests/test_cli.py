@@ -1,6 +1,7 @@
 """The command line as a user meets it: train, interrupt, resume, predict, and one sentence for every mistake."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,14 +19,7 @@ FAST = ["--images", "640", "--batch-size", "128", "--width", "4", "--threads", "
 
 @pytest.fixture(autouse=True)
 def own_runs(tmp_path, monkeypatch):
-    threads = torch.get_num_threads()
     monkeypatch.setattr(cnn, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(cnn.train, "tqdm", lambda **options: cnn_tqdm(**options | {"disable": True}))
-    yield
-    torch.set_num_threads(threads)
-
-
-cnn_tqdm = cnn.train.tqdm
 
 
 def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
@@ -66,6 +60,11 @@ def test_train_says_what_it_does_and_how_good_the_network_is(trained):
     reads = (files.results_dir() / "test_reads.csv").read_text().splitlines()
     assert "fashion-mnist" in reads[-1]
     assert "final number" in reads[-1]
+
+
+def test_progress_shows_loss_accuracy_and_speed(trained):
+    _, printed = trained
+    assert re.search(r"epoch 2: loss \d\.\d+, accuracy \d+\.\d+%, [\d,]+ images/s, validation \d+\.\d+%", printed)
 
 
 def test_no_test_reads_no_test_images(tmp_path, monkeypatch, capsys):
@@ -123,6 +122,7 @@ def test_options_reach_the_configurations(tmp_path, monkeypatch, capsys):
     assert (config.residual, config.init, config.pool, config.width) == (False, 0.5, "average", 4)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no process can be sent Ctrl-C alone there")
 def test_ctrl_c_says_how_to_resume_and_resume_ends_the_same(trained, tmp_path, monkeypatch, capsys):
     """A real process gets a real SIGINT; its run, resumed, ends with the weights of the undisturbed run."""
     out = tmp_path / "interrupted"
@@ -135,7 +135,7 @@ def test_ctrl_c_says_how_to_resume_and_resume_ends_the_same(trained, tmp_path, m
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert f"python cnn.py --resume --out '{out}'" in printed
+    assert f"python cnn.py --resume --out {out}" in printed
     stopped_at = checkpoint.load_model(out)[1]["epoch"]
     assert 1 <= stopped_at < 12
     assert run(monkeypatch, capsys, "--resume", "--out", out, "--no-test")[0] == 0
@@ -148,11 +148,18 @@ def test_ctrl_c_says_how_to_resume_and_resume_ends_the_same(trained, tmp_path, m
 
 def test_resume_takes_the_settings_of_the_run_and_refuses_others(trained, monkeypatch, capsys):
     out, _ = trained
-    assert run(monkeypatch, capsys, "--resume", "--out", out, "--no-test")[0] == 0
+    status, printed = run(monkeypatch, capsys, "--resume", "--out", out)
+    assert (status, "is finished: there is nothing to resume" in printed) == (1, True)
+    (out / cnn.HISTORY_FILE).unlink()  # as if it had been stopped after its last epoch
     status, printed = run(monkeypatch, capsys, "--resume", "--out", out, "--no-test", "--width", 8)
     assert status == 1
     assert "network.width was 4 and is 8" in printed
     assert json.loads((out / cnn.SETTINGS_FILE).read_text())["width"] == 4
+    assert run(monkeypatch, capsys, "--resume", "--out", out, "--no-test")[0] == 0
+    (out / cnn.HISTORY_FILE).unlink()
+    (out / cnn.SETTINGS_FILE).write_text('{"widht": 4}')
+    status, printed = run(monkeypatch, capsys, "--resume", "--out", out)
+    assert (status, "unknown settings widht" in printed) == (1, True)
 
 
 def test_stats_prints_numbers_to_paste(monkeypatch, capsys):
@@ -178,7 +185,7 @@ def test_stats_prints_numbers_to_paste(monkeypatch, capsys):
         (["--images", "3"], "take(3)"),
         (["--size", "5"], "expected 8"),
         (["--bogus", "1"], "No such option"),
-        (["--resume"], "no run with a checkpoint"),
+        (["--resume"], "no unfinished run with a checkpoint"),
         (["--resume", "--out", "nowhere"], "nowhere"),
         (["--out", "/proc/nowhere"], "/proc/nowhere"),
         (["predict", "nothing.png"], "train one first"),

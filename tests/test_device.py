@@ -10,7 +10,15 @@ import torch
 from utils import device
 
 
+def test_environment_decides_what_auto_is(monkeypatch):
+    monkeypatch.setenv("CNN_DEVICE", "nonsense")
+    with pytest.raises(ValueError, match="'nonsense'"):
+        device.pick()
+    assert device.pick("cpu").type == "cpu"
+
+
 def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
+    monkeypatch.delenv("CNN_DEVICE")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device.pick().type == "cuda"

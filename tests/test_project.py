@@ -21,6 +21,7 @@ FLOORS = {
     "files": 0,
     "folders": 0,
     "device": 0,
+    "kernels": 0,
     "data": 1,
     "model": 1,
     "train": 2,

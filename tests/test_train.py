@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -21,15 +22,6 @@ def tiny():
     """640 training and 200 validation images of Fashion-MNIST."""
     images = data.load().take(640)
     return replace(images, validation=images.validation[torch.arange(0, 5000, 25)])
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bit-identical results are promised for one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def fit(images, recipe, config=SMALL, **options):
@@ -192,6 +184,62 @@ def test_resume_ends_in_bit_identical_weights(tiny, tmp_path, ema, schedule):
     kept, card = checkpoint.load_model(tmp_path)
     assert same_weights(kept, resumed)
     assert card["epoch"] == 4
+
+
+def test_resumed_momentum_lies_in_memory_as_the_weights_do(tiny, tmp_path, monkeypatch):
+    """CUDA's fused SGD refuses anything else."""
+    recipe = Recipe(epochs=1, batch_size=128)
+    fit(tiny, recipe, out=tmp_path)
+    made = []
+    monkeypatch.setattr(
+        train, "make_optimizer", lambda *a, make=train.make_optimizer: made.append(make(*a)) or made[-1]
+    )
+    fit(tiny, recipe, out=tmp_path, resume=True)
+    (optimizer,) = made
+    buffers = [(weight, state["momentum_buffer"]) for weight, state in optimizer.state.items()]
+    assert len(buffers) == len(list(CNN(SMALL).parameters()))
+    assert all(weight.stride() == buffer.stride() for weight, buffer in buffers)
+
+
+def test_disk_full_between_the_two_files_loses_no_epoch(tiny, tmp_path, monkeypatch):
+    recipe = Recipe(epochs=2, batch_size=128)
+    whole, _ = fit(tiny, recipe)
+    writes = []
+
+    def fourth_write_fails(path, record, write=checkpoint.write):
+        writes.append(path)
+        if len(writes) == 4:
+            raise OSError(28, "No space left on device")
+        write(path, record)
+
+    monkeypatch.setattr(checkpoint, "write", fourth_write_fails)
+    with pytest.raises(OSError, match="No space"):
+        fit(tiny, recipe, out=tmp_path)
+    monkeypatch.undo()
+    resumed, history = fit(tiny, recipe, out=tmp_path, resume=True)
+    assert same_weights(whole, resumed)
+    assert checkpoint.load_model(tmp_path)[1]["epoch"] == history["epoch"].max() == 2
+
+
+def test_compiled_network_trains_the_same(tiny, monkeypatch):
+    """Through torch.compile's tracing, but without the C++ compiler that its default backend calls."""
+    recipe = Recipe(epochs=1, batch_size=128)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = (fit(tiny, recipe, compiled=choice)[0] for choice in (False, True))
+    assert same_weights(plain, compiled)
+
+
+def test_gradients_left_on_the_network_do_not_count(tiny):
+    torch.manual_seed(0)
+    model = CNN(SMALL)
+    model(torch.randn(8, 1, 28, 28)).sum().backward()
+    train.fit(model, tiny, Recipe(epochs=1, batch_size=128), device="cpu", precision="fp32", progress=False)
+    assert same_weights(model, fit(tiny, Recipe(epochs=1, batch_size=128))[0])
+
+
+def test_class_names_go_with_the_weights(tiny, tmp_path):
+    fit(tiny, Recipe(epochs=1, batch_size=128), out=tmp_path)
+    _, card = checkpoint.load_model(tmp_path)
     assert card["class_names"] == list(tiny.class_names)
 
 

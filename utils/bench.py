@@ -9,7 +9,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from datetime import date
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -19,8 +20,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import data, device, files, train
-from .model import CNN, CNNConfig
+from utils import data, device, files, train
+from utils.model import CNN, CNNConfig
 
 SPEED_FILE = "speed.csv"
 ACCURACY_FILE = "accuracy.csv"
@@ -42,8 +43,8 @@ def speed(rounds: int = 5, images: int = 12_288) -> pd.DataFrame:
     where, precision = device.pick(), device.pick_precision(device.pick())
     with tempfile.TemporaryDirectory() as folder, own_process() as usual, own_process() as course:
         lay_out_for_torchvision(Path(folder))
-        tried = {workers: usual.submit(usual_speed, folder, images, workers).result() for workers in (0, 2)}
-        workers = max(tried, key=tried.get)
+        tries = {n: partial(lambda n: usual.submit(usual_speed, folder, images, n).result(), n) for n in (0, 2)}
+        workers = max((speeds, n) for n, speeds in interleave(tries, rounds=1).items())[1]
         loops = {
             "usual": lambda: usual.submit(usual_speed, folder, images, workers).result(),
             "course": lambda: course.submit(course_speed, images).result(),
@@ -51,6 +52,7 @@ def speed(rounds: int = 5, images: int = 12_288) -> pd.DataFrame:
         measured = interleave(loops, rounds)
         memory = {"usual": usual.submit(peak_memory).result(), "course": course.submit(peak_memory).result()}
     peak = matmul_peak(where, precision)
+    starts = [seconds_to_first_step() for _ in range(rounds)]
     flops = step_flops(CNNConfig(), data.load().image_size)
     ratios = [ours / theirs for ours, theirs in zip(measured["course"], measured["usual"], strict=True)]
     rows = [
@@ -59,6 +61,7 @@ def speed(rounds: int = 5, images: int = 12_288) -> pd.DataFrame:
         row("ratio of the two", "×", ratios),
         row(f"peak of the {precision} matrix product", "GFLOP/s", [peak / 1e9]),
         row("the course's loop, share of that peak", "%", [100 * speed * flops / peak for speed in measured["course"]]),
+        row("from `python cnn.py` to the first step", "s", starts),
         row("usual loop, memory", "GB", [memory["usual"] / 1e9]),
         row("the course's loop, memory", "GB", [memory["course"] / 1e9]),
     ]
@@ -68,6 +71,16 @@ def speed(rounds: int = 5, images: int = 12_288) -> pd.DataFrame:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     append(files.results_dir() / SPEED_FILE, table, machine)
     return table
+
+
+def seconds_to_first_step() -> float:
+    """Return the seconds from the command `python cnn.py` until its first step, weights updated, is done."""
+    stop = "import os; from utils import train; train.tqdm.update = lambda *_: os._exit(0); import cnn; cnn.main()"
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.perf_counter()
+        command = [sys.executable, "-c", stop, "train", "--out", folder]
+        subprocess.run(command, cwd=files.ROOT, check=True, capture_output=True)
+        return time.perf_counter() - begin
 
 
 def own_process() -> ProcessPoolExecutor:
@@ -137,15 +150,19 @@ def lay_out_for_torchvision(folder: Path) -> None:
 
 
 def usual_speed(folder: str, images: int, workers: int) -> float:
-    """Return the images per second of the loop that tutorials show: fp32, N×C×H×W in memory, `.item()` every step."""
+    """Return the images per second of the loop that tutorials show: fp32, N×C×H×W in memory, `.item()` every step.
+
+    The clock starts with the first batch at hand: starting the DataLoader's workers is not counted.
+    """
     recipe, where = train.Recipe(epochs=1), device.pick()
     loader = usual_loader(folder, images, recipe, workers)
     torch.manual_seed(recipe.seed)
     model = CNN(CNNConfig()).to(where)
     optimizer = train.make_optimizer(model, recipe)
     schedule = train.make_schedule(optimizer, recipe, len(loader))
-    running_loss, correct, total, begin = 0.0, 0, 0, time.perf_counter()
+    running_loss, correct, total, begin = 0.0, 0, 0, None
     for pixels, labels in loader:
+        begin = begin or time.perf_counter()
         pixels, labels = pixels.to(where), labels.to(where)
         optimizer.zero_grad()
         logits = model(pixels)
@@ -206,15 +223,13 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measured_block() -> str:
-    """Return the README's section of measured figures, written from the newest rows in results/."""
-    runs, loops = (newest(pd.read_csv(files.ROOT / "results" / name)) for name in (ACCURACY_FILE, SPEED_FILE))
-    machine = runs.iloc[0]
+def measured_block(accuracy_date: str | None = None, speed_date: str | None = None) -> str:
+    """Return the README's section of measured figures from the rows in results/ of these dates, or else the newest."""
+    runs = measured_on(ACCURACY_FILE, accuracy_date)
+    loops = measured_on(SPEED_FILE, speed_date)
     lines = [
+        f"<!-- {ACCURACY_FILE} of {runs.date.iloc[0]}, {SPEED_FILE} of {loops.date.iloc[0]} -->",
         "## Measured",
-        "",
-        f"On {machine.cores} cores of a {machine.cpu} ({machine.precision}, torch {machine.torch}), "
-        "shared with others; no GPU was used.",
         "",
         "| | median | from – to | n |",
         "|---|---|---|---|",
@@ -225,14 +240,21 @@ def measured_block() -> str:
         digits = 0 if loop.median >= 100 else 2
         spread = f"{loop.min:,.{digits}f} – {loop.max:,.{digits}f}" if loop.n > 1 else ""
         lines.append(f"| {loop.what} | {loop.median:,.{digits}f} {loop.unit} | {spread} | {loop.n} |")
-    lines += ["", "`python cnn.py bench --accuracy` measures them on your machine; `results/` keeps the rows."]
+    hardware = {machine_in_words(rows.iloc[0]) for rows in (runs, loops)}
+    lines += ["", f"Measured on {'; '.join(sorted(hardware))}. `python cnn.py bench --accuracy` measures it on yours."]
     return "\n".join(lines)
 
 
-def newest(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the last measurement in a file of `append`: those of its last date and commit."""
-    last = rows.iloc[-1]
-    return rows[(rows["date"] == last["date"]) & (rows["commit"] == last["commit"])]
+def machine_in_words(row: pd.Series) -> str:
+    """Return the hardware and software of a row of `append`."""
+    gpu = "no GPU was used" if row.device == "cpu" else f"on its GPU, {row.device}"
+    return f"{row.cores} cores of an {row.cpu} ({row.instructions}, {row.precision}), torch {row.torch}; {gpu}"
+
+
+def measured_on(name: str, date: str | None) -> pd.DataFrame:
+    """Return the rows of results/`name` of one measurement: that of `date`, or the newest."""
+    rows = pd.read_csv(files.ROOT / "results" / name)
+    return rows[rows["date"] == (date or rows["date"].iloc[-1])]
 
 
 def line(what: str, values: pd.Series, form: str) -> str:
@@ -251,7 +273,7 @@ def write_readme() -> None:
 
 def append(path: Path, table: pd.DataFrame, machine: dict[str, str]) -> None:
     """Append `table` to the CSV at `path`, each row with the date, the commit and the machine it was measured on."""
-    table = table.assign(date=date.today().isoformat(), commit=commit(), **machine)
+    table = table.assign(date=datetime.now(UTC).isoformat(timespec="seconds"), commit=commit(), **machine)
     before = [pd.read_csv(path)] if path.exists() else []
     files.write_text(path, pd.concat([*before, table]).to_csv(index=False))
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from . import files
-from .model import CNN, CNNConfig
+from utils import files
+from utils.model import CNN, CNNConfig
 
 MODEL_FILE = "model.safetensors"  # the trained weights and what is needed to use them
 STATE_FILE = "state.safetensors"  # everything that an interrupted run needs to go on
@@ -46,7 +46,7 @@ def read(path: Path) -> Any:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
         text = header["record"]
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint ({error}): {remedy}") from error

@@ -13,10 +13,13 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def pick(name: str = "auto") -> torch.device:
-    """Return the device called `name`: "auto" (CUDA before MPS before CPU), "cpu", "cuda", "cuda:1", "mps".
+    """Return the device called `name`: "auto", "cpu", "cuda", "cuda:1", "mps".
+
+    "auto" is what the environment variable CNN_DEVICE names, and without it CUDA before MPS before CPU.
 
     Raises ValueError if there is no such device on this machine.
     """
+    name = os.environ.get("CNN_DEVICE", name) if name == "auto" else name
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in have.items() if there))
@@ -46,6 +49,11 @@ def pick_precision(device: torch.device, name: str = "auto") -> str:
     return name
 
 
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Return how images lie in memory: channels last, but not on MPS, where batch norm's backward fails then."""
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
 def cpu_multiplies_bf16() -> bool:
     """True if this CPU has bf16 matrix instructions that PyTorch may use (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA)."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
@@ -67,7 +75,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory that tensors free, for the next ones; True where that can be asked for.
 
     By default glibc gives every large block back to Linux, which clears it page by page when the next step asks for it
-    again: a fifth of a training step on a CPU (`python cnn.py bench` measures steps with it). See `man 3 mallopt`.
+    again: a good part of a training step on a CPU. See `man 3 mallopt`.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from utils.kernels import Conv2d
+
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 NORMS = ("batch", "layer", "group", "none")
 PLACES = ("none", "head", "everywhere")
@@ -104,14 +106,15 @@ def conv(config: CNNConfig, fan_in: int, fan_out: int, kernel: int = 3, stride: 
 
     A norm behind it subtracts any bias, so only "none" has one.
     """
-    return nn.Conv2d(fan_in, fan_out, kernel, stride, padding=kernel // 2, bias=config.norm == "none")
+    return Conv2d(fan_in, fan_out, kernel, stride, padding=kernel // 2, bias=config.norm == "none")
 
 
 class Stem(nn.Module):
     """3×3 convolution → 2×2 pooling → norm → activation: N×in_channels×H×W to N×width×H/2×W/2.
 
-    Pooling stands *before* norm and activation, so that these touch a quarter of the values; max pooling and an
-    activation that never decreases may be swapped without changing anything.
+    Pooling stands *before* norm and activation, so that these touch a quarter of the values. Max pooling may be swapped
+    with an activation that never decreases, and with a norm of fixed statistics and γ > 0; in training, the statistics
+    are those of the pooled values.
     """
 
     def __init__(self, config: CNNConfig) -> None:
@@ -164,8 +167,8 @@ class Block(nn.Module):
 class CNN(nn.Module):
     """The course network: stem, four layers, global average pooling, linear head.
 
-    N×in_channels×H×W images, H and W at least 8, to N×num_classes logits. Each layer doubles the channels and, from the
-    second on, halves the image. `print(model)` gives its table.
+    N×in_channels×H×W images, H and W at least 8, to N×num_classes logits. From the second on, each layer doubles the
+    channels and halves the image (rounded up). `print(model)` gives its table.
     """
 
     def __init__(self, config: CNNConfig = CNNConfig()) -> None:
@@ -275,7 +278,7 @@ def parts(model: CNN, size: int = 28) -> Iterator[tuple[str, tuple[int, ...], in
     """Yield (name, output shape, parameters, FLOPs, receptive field in pixels; 0: all) of stem, layers, head."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
     shapes: dict[str, tuple[int, ...]] = {}
     named = {"stem": model.stem} | {f"layers.{i}": layer for i, layer in enumerate(model.layers)} | {"head": model.head}
 
@@ -287,14 +290,14 @@ def parts(model: CNN, size: int = 28) -> Iterator[tuple[str, tuple[int, ...], in
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            model.eval()(torch.zeros(1, model.config.in_channels, size, size, device=device))
+            model.eval()(weight.new_zeros(1, model.config.in_channels, size, size))
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
     fields = receptive_fields(model)
     for name, module in named.items():
-        flops = sum(counter.get_flop_counts()[f"CNN.{name}"].values())
+        flops = sum(counter.get_flop_counts()[f"{type(model).__name__}.{name}"].values())
         parameters = sum(weight.numel() for weight in module.parameters())
         label = f"layer {int(name[-1]) + 1}" if name.startswith("layers") else name
         yield label, shapes[name], parameters, flops, fields.get(name, 0)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from . import checkpoint
-from . import device as devices
-from .data import Batches, ChannelStats, ImageData, Split, channel_stats
-from .model import CNN, is_number, option
+from utils import checkpoint
+from utils import device as devices
+from utils.data import Batches, ChannelStats, ImageData, Split, channel_stats
+from utils.model import CNN, is_number, option
 
 SCHEDULES = ("one-cycle", "cosine", "constant")
 EVAL_BATCH = 1000
@@ -117,7 +117,7 @@ def fit(
     torch.manual_seed(recipe.seed)
     stats = channel_stats(data.train.images)
     batches = training_batches(data, stats, recipe, where, precision)
-    model.to(where, memory_format=torch.channels_last)
+    model.to(where, memory_format=devices.memory_format(where))
     optimizer = make_optimizer(model, recipe)
     schedule = make_schedule(optimizer, recipe, recipe.epochs * len(batches))
     scaler = torch.amp.GradScaler(where.type, enabled=precision == "fp16")
@@ -147,6 +147,7 @@ def fit(
             model.train()
             meter = Meter(where, len(batches), (epoch - 1) * len(batches))
             for images, labels in batches:
+                optimizer.zero_grad()
                 with devices.autocast(where, precision):
                     logits = forward(images)
                 loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
@@ -158,13 +159,14 @@ def fit(
                 scaler.step(optimizer)
                 scaler.update()
                 schedule.step()
-                optimizer.zero_grad()
                 if ema:
                     ema.update_parameters(model)
+                if where.type == "cpu":  # a GPU would have to stop for the numbers
+                    bar.set_postfix_str(f"epoch {epoch}: {in_words(meter.result())}", refresh=False)
                 bar.update()
             trained = meter.result() | {"lr": schedule.get_last_lr()[0]}
             validated = evaluate(best, data.validation, stats, device=device, precision=precision)
-            bar.set_postfix_str(summary(epoch, trained, validated))
+            bar.set_postfix_str(f"epoch {epoch}: {in_words(trained)}, validation {validated['accuracy']:.2%}")
 
             seconds = time.perf_counter() - begin
             for split, metrics in {"train": trained, "validation": validated}.items():
@@ -173,8 +175,10 @@ def fit(
                 ]
             if out is not None:
                 progress_so_far = {"epoch": epoch, "seconds": seconds, "rows": rows}
-                save(out, stateful, batches.generator, identity, progress_so_far)
                 checkpoint.save_model(out, best, card(data, stats, epoch, validated["accuracy"]))
+                save(
+                    out, stateful, batches.generator, identity, progress_so_far
+                )  # last: what resumes finds all the rest
             if on_epoch is not None:
                 on_epoch(History(rows, columns=History.COLUMNS))
     if ema:
@@ -203,14 +207,13 @@ class Meter:
             self.raise_diverged()
 
     def result(self) -> dict[str, float]:
-        """Return the epoch's mean loss, accuracy and images per second. Raises Diverged if any loss was not finite."""
+        """Return mean loss, accuracy and images per second so far. Raises Diverged for a loss that is not finite."""
         if not torch.isfinite(self.losses).all():  # the first time that the CPU waits for a GPU
             self.raise_diverged()
-        seconds = time.perf_counter() - self.begin
         return {
             "loss": float(self.weighted) / self.count,
             "accuracy": int(self.correct) / self.count,
-            "images_per_second": self.count / seconds,
+            "images_per_second": self.count / (time.perf_counter() - self.begin),
         }
 
     def raise_diverged(self) -> None:
@@ -268,8 +271,13 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": [weight for weight in trained if weight.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    on_cuda = any(weight.is_cuda for weight in trained)
-    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0, fused=on_cuda or None)
+    fused = on_cuda(model) or None
+    return torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0, fused=fused)
+
+
+def on_cuda(model: nn.Module) -> bool:
+    """True if the weights of `model` are on a CUDA device."""
+    return next(model.parameters()).is_cuda
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
@@ -293,7 +301,9 @@ def one_cycle(step: int, steps: int, warmup: float) -> float:
 def save(out: Path, stateful: dict[str, Any], generator: torch.Generator, identity: dict, progress: dict) -> None:
     """Write everything that the run in folder `out` needs to go on as if it had never stopped."""
     states = {name: part.state_dict() for name, part in stateful.items()}
-    draws = {"data": generator.get_state(), "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+    draws = {"data": generator.get_state(), "torch": torch.get_rng_state()}
+    if on_cuda(stateful["model"]):
+        draws["cuda"] = torch.cuda.get_rng_state()
     record = {"identity": identity, "states": states, "draws": draws, "progress": progress}
     checkpoint.write(Path(out) / checkpoint.STATE_FILE, record)
 
@@ -315,10 +325,15 @@ def restore(out: Path | None, stateful: dict[str, Any], generator: torch.Generat
     checkpoint.load_weights(stateful["model"], saved["states"]["model"], path)
     for name, part in stateful.items():
         part.load_state_dict(saved["states"][name])
+    for weight, state in stateful[
+        "optimizer"
+    ].state.items():  # CUDA's fused SGD wants them in the weights' memory order
+        if state.get("momentum_buffer") is not None:
+            state["momentum_buffer"] = torch.empty_like(weight).copy_(state["momentum_buffer"])
     generator.set_state(saved["draws"]["data"])
     torch.set_rng_state(saved["draws"]["torch"])
-    if saved["draws"]["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(saved["draws"]["cuda"])
+    if "cuda" in saved["draws"] and on_cuda(stateful["model"]):
+        torch.cuda.set_rng_state(saved["draws"]["cuda"])
     return saved["progress"]
 
 
@@ -347,9 +362,6 @@ def card(data: ImageData, stats: ChannelStats, epoch: int, accuracy: float) -> d
     }
 
 
-def summary(epoch: int, trained: dict[str, float], validated: dict[str, float]) -> str:
-    """Return an epoch in one line, for the progress bar."""
-    return (
-        f"epoch {epoch}: loss {trained['loss']:.3f}, accuracy {trained['accuracy']:.2%}, "
-        f"validation {validated['accuracy']:.2%}, {trained['images_per_second']:,.0f} images/s"
-    )
+def in_words(result: dict[str, float]) -> str:
+    """Return a meter's result for the progress bar."""
+    return f"loss {result['loss']:.3f}, accuracy {result['accuracy']:.2%}, {result['images_per_second']:,.0f} images/s"

@@ -415,7 +415,8 @@ exercises.check("01.combine", ...)  # when you are done, write combine in place 
 # %% [markdown]
 # **Solution:** click the three dots below to unfold it.
 
-# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution"]
+# %% jupyter={"source_hidden": true} tags=["solution"]
+# Solution: click the dots to unfold it
 def solution(a, b):
     (n_a, mean_a, std_a), (n_b, mean_b, std_b) = a, b
     n = n_a + n_b
@@ -425,7 +426,7 @@ def solution(a, b):
     return n, mean, (within + between) ** 0.5
 
 
-assert exercises.check("01.combine", solution)
+assert exercises.check("01.combine", solution, quiet=True)
 ten = [data.channel_stats(images[labels == label]) for label in range(10)]  # each hospital has one class
 assert abs(reduce(solution, [(each.count, each.mean[0], each.std[0]) for each in ten])[2] - std) < 1e-9
 
