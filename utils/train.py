@@ -32,7 +32,7 @@ class Diverged(RuntimeError):
 class Recipe:
     """How to train: everything that is not the network or the data. Raises ValueError that names the field."""
 
-    epochs: int = option(10, "passes over the training images")
+    epochs: int = option(15, "passes over the training images")
     batch_size: int = option(512, "images a step")
     lr: float = option(0.4, "peak learning rate")
     schedule: str = option("one-cycle", "learning rate over the run: " + ", ".join(SCHEDULES))
@@ -42,7 +42,7 @@ class Recipe:
     label_smoothing: float = option(0.0, "share of the target spread over all classes (Szegedy et al. 2016)")
     clip: float = option(0.0, "largest gradient norm; 0: no clipping")
     ema: float = option(0.0, "decay a step of the averaged weights that are evaluated; 0: no averaging")
-    crop_padding: int = option(2, "pixels of padding that a random crop may shift into; 0: no crops")
+    crop_padding: int = option(1, "pixels of padding that a random crop may shift into; 0: no crops")
     flip: bool = option(True, "mirror half of the images, on data where a mirrored image is still one")
     seed: int = option(0, "seed of data order, augmentation and dropout (and, in cnn.py, of the initial weights)")
 
