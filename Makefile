@@ -27,8 +27,9 @@ EXECUTE := --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 \
 help:  ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
+# Git Bash would take /lab/tree for a path of this machine, and rewrite it: MSYS_NO_PATHCONV stops that.
 lab: setup  ## open the lessons in JupyterLab
-	@$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	@MSYS_NO_PATHCONV=1 $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
 	  $$([ "$$(id -u)" = 0 ] && echo --allow-root) $(ARGS)
 
 train: setup  ## train the network on the embedded data
@@ -41,15 +42,17 @@ lint: setup-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
+# The tests are of the code, so they run on the CPU unless CNN_DEVICE says otherwise: an accelerator may be there in name
+# only, like that of a hosted macOS machine, which has no memory.
 unit: setup-dev
-	$(PY) -m pytest tests $(ARGS)
+	CNN_DEVICE="$${CNN_DEVICE:-cpu}" $(PY) -m pytest tests $(ARGS)
 
 # Threads that wait for each other do so passively here: on busy cores spinning takes the time that the other one needs.
 # A lesson that is only tested writes its results and figures beside the repository's own, into .cache.
 lessons: setup-dev
 	@rm -rf .cache/lessons && mkdir -p .cache/lessons/results .cache/lessons/figures
 	@if [ -d results ]; then cp -R results .cache/lessons; fi
-	OMP_WAIT_POLICY=passive PYTHONPATH="$(CURDIR)" CNN_RESULTS_DIR="$(CURDIR)/.cache/lessons/results" \
+	CNN_DEVICE="$${CNN_DEVICE:-cpu}" OMP_WAIT_POLICY=passive PYTHONPATH="$(CURDIR)" CNN_RESULTS_DIR="$(CURDIR)/.cache/lessons/results" \
 	  CNN_FIGURES_DIR="$(CURDIR)/.cache/lessons/figures" $(PY) -m pytest $(NBVAL) $(LESSONS)
 
 notebooks: setup-dev  ## sync the lessons with their text twins and execute them (one: LESSON=01_data_statistics)

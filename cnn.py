@@ -167,7 +167,7 @@ def read_settings(out: Path) -> dict[str, Any]:
     """Return the settings that the run in `out` was started with. Raises ValueError if they cannot be read."""
     path = out / SETTINGS_FILE
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path} ({error}): is {out} the folder of a run?") from error
     if not isinstance(settings, dict):

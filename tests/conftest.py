@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-os.environ["CNN_DEVICE"] = "cpu"  # tests are of the code, not of the accelerator that a machine may have
+os.environ.setdefault("CNN_DEVICE", "cpu")  # the tests are of the code, not of the accelerator at hand
 os.environ["MPLBACKEND"] = "Agg"  # before anything imports matplotlib
 
 # The same inputs at every run, however slow the machine is just then.

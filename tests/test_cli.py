@@ -53,11 +53,11 @@ def test_train_says_what_it_does_and_how_good_the_network_is(trained):
         "curves.png",
     ):
         assert words in printed
-    history = (out / "history.csv").read_text().splitlines()
+    history = (out / "history.csv").read_text(encoding="utf-8").splitlines()
     assert history[0] == "run,epoch,step,split,metric,value,seconds"
     with Image.open(out / "curves.png") as picture:
         assert min(picture.size) > 300
-    reads = (files.results_dir() / "test_reads.csv").read_text().splitlines()
+    reads = (files.results_dir() / "test_reads.csv").read_text(encoding="utf-8").splitlines()
     assert "fashion-mnist" in reads[-1]
     assert "final number" in reads[-1]
 
@@ -154,7 +154,7 @@ def test_resume_takes_the_settings_of_the_run_and_refuses_others(trained, monkey
     status, printed = run(monkeypatch, capsys, "--resume", "--out", out, "--no-test", "--width", 8)
     assert status == 1
     assert "network.width was 4 and is 8" in printed
-    assert json.loads((out / cnn.SETTINGS_FILE).read_text())["width"] == 4
+    assert json.loads((out / cnn.SETTINGS_FILE).read_text(encoding="utf-8"))["width"] == 4
     assert run(monkeypatch, capsys, "--resume", "--out", out, "--no-test")[0] == 0
     (out / cnn.HISTORY_FILE).unlink()
     (out / cnn.SETTINGS_FILE).write_text('{"widht": 4}')

@@ -108,7 +108,7 @@ def test_the_test_split_is_what_torchvision_reads_and_each_reading_is_logged(fas
     fashion.read_test("and again")
     assert torch.equal(test.images[:, 0], torchvision_fashion[False].data)
     assert torch.equal(test.labels, torchvision_fashion[False].targets)
-    with log.open(newline="") as file:
+    with log.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["purpose"] for row in rows] == ["accuracy, once", "and again"]
     assert list(rows[0]) == ["date", "data", "checksum", "purpose"]
@@ -349,7 +349,7 @@ def test_a_folder_without_train_and_test_is_split(tmp_path):
 def test_other_files_and_hidden_ones_are_left_out(tmp_path):
     make_folder(tmp_path, {"a": 3, "b": 3})
     for name in ("a/.DS_Store", "a/._000.png", "a/notes.txt", "readme.md"):
-        (tmp_path / name).write_text("no image")
+        (tmp_path / name).write_text("no image", encoding="utf-8")
     (tmp_path / ".git").mkdir()
     assert data.load(tmp_path, progress=False).class_names == ("a", "b")
 
@@ -480,7 +480,7 @@ def test_different_classes_in_train_and_test_are_an_error_that_names_them(tmp_pa
 def test_unreadable_images_are_an_error_that_names_and_counts_them(tmp_path):
     make_folder(tmp_path, {"a": 150, "b": 150}, suffix=".jpg")
     (tmp_path / "a" / "001.jpg").write_bytes(b"")
-    (tmp_path / "b" / "010.jpg").write_text("no image")
+    (tmp_path / "b" / "010.jpg").write_text("no image", encoding="utf-8")
     whole = (tmp_path / "b" / "149.jpg").read_bytes()
     (tmp_path / "b" / "149.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="3 of 250 images are damaged, repair or remove them") as caught:
@@ -527,7 +527,7 @@ def test_one_image_file(tmp_path):
     assert data.read_image(path, (8, 9), 1).shape == (1, 8, 9)
     with pytest.raises(FileNotFoundError):
         data.read_image(tmp_path / "none.png")
-    path.write_text("no image")
+    path.write_text("no image", encoding="utf-8")
     with pytest.raises(ValueError, match=r"000.png is not an image"):
         data.read_image(path)
 
@@ -813,11 +813,11 @@ def test_an_epoch_has_every_image_once_in_an_order_of_its_own():
 @pytest.mark.parametrize("crop_padding", [0, 2])
 def test_dtype_and_memory_format(channels, dtype, crop_padding):
     split, stats = split_of(20, channels), ChannelStats((0.5,) * channels, (0.5,) * channels, 1)
-    for channels_last in (True, False):
+    for channels_last in (None, True, False):  # None on a CPU: channels last
         options = {"dtype": dtype, "crop_padding": crop_padding, "flip": True, "channels_last": channels_last}
         images, labels = next(iter(Batches(split, stats, 10, **options)))
         assert (images.shape, images.dtype, labels.dtype) == ((10, channels, 8, 8), dtype, torch.int64)
-        expected = torch.channels_last if channels_last else torch.contiguous_format
+        expected = torch.contiguous_format if channels_last is False else torch.channels_last
         assert images.is_contiguous(memory_format=expected)
         assert images.stride() == torch.empty_like(images, memory_format=expected).stride()
 
@@ -955,10 +955,21 @@ def test_the_memory_check_says_what_is_needed_what_is_there_and_what_to_do():
     assert all(remedy in str(caught.value) for remedy in ("take(n)", "--size"))
 
 
+def accelerator() -> str:
+    """The accelerator of this machine, when it gives memory too; hosted macOS machines have one that does not."""
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+    if device is None:
+        pytest.skip("no accelerator")
+    try:
+        torch.zeros(2**20, device=device)
+    except RuntimeError as error:
+        pytest.skip(f"{device} gives no memory: {error}")
+    return device
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available() and not torch.backends.mps.is_available(), reason="no accelerator")
 def test_an_accelerator_gives_the_same_batches():
-    device = "cuda" if torch.cuda.is_available() else "mps"
+    device = accelerator()
     split, stats = split_of(200, channels=3), ChannelStats((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), 1)
     here, there = (epochs_of(Batches(split, stats, 64, device=name, **TRAINING), 2) for name in ("cpu", device))
     for ours, theirs in zip(here, there, strict=True):

@@ -37,7 +37,7 @@ def test_folders_are_made_where_the_environment_says(folder, variable, tmp_path,
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_with_its_path(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("CNN_CACHE_DIR", str(tmp_path / "file" / "cache"))
     with pytest.raises(OSError, match=r"cannot write .*cache: .*path"):
         files.cache_dir()
@@ -58,9 +58,9 @@ def test_atomic_path_makes_the_folder_and_replaces_the_file(tmp_path):
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
     files.write_text(tmp_path / "a.txt", "old")
     with pytest.raises(type(error)), files.atomic_path(tmp_path / "a.txt") as temporary:  # noqa: PT012
-        temporary.write_text("half of the n")
+        temporary.write_text("half of the n", encoding="utf-8")
         raise error
-    assert (tmp_path / "a.txt").read_text() == "old"
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old"
     assert names(tmp_path) == ["a.txt"]
 
 
@@ -141,11 +141,19 @@ def test_rows_are_appended_as_csv(tmp_path):
         assert list(csv.DictReader(file)) == rows
 
 
+def test_a_file_that_was_left_empty_gets_its_header(tmp_path):
+    (tmp_path / "a.csv").touch()
+    for number in "12":
+        files.append_row(tmp_path / "a.csv", {"number": number})
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == "number\n1\n2\n"
+
+
 def append_many(path: Path, name: str) -> None:
     for i in range(300):
         files.append_row(path, {"name": name, "number": i})
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="not promised: Windows has no write that is always at the end")
 def test_two_processes_can_append_at_the_same_time(tmp_path):
     path = tmp_path / "a.csv"
     context = multiprocessing.get_context("spawn")
@@ -154,7 +162,7 @@ def test_two_processes_can_append_at_the_same_time(tmp_path):
         process.start()
     for process in processes:
         process.join()
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
     assert sorted(rows) == sorted((name, str(i)) for name in "ab" for i in range(300))
 

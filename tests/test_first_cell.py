@@ -36,7 +36,7 @@ def course(root: Path) -> Path:
     (root / "utils" / "__init__.py").touch()
     (root / "notebooks").mkdir()
     (root / "requirements.txt").write_text(
-        "# a list\ntorch>=99\nnumpy>=99\nmatplotlib>=3\nno-such-package>=1  # none\nnbval\n"
+        "# a list\ntorch>=99\nnumpy>=99\nmatplotlib>=3\nno-such-package>=1  # none\nnbval\n", encoding="utf-8"
     )
     return root
 

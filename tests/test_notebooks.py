@@ -339,7 +339,7 @@ def test_lesson_links_to_files_that_exist(lesson):
 
 
 def test_broken_links_are_found(tmp_path):
-    (tmp_path / "here.md").write_text("")
+    (tmp_path / "here.md").write_text("", encoding="utf-8")
     whole = "[a](here.md) [b](here.md#part) [c](https://example.org/x) [d](#part) `[e](gone.md)` <img src='here.md'>"
     assert broken_links(whole, tmp_path) == []
     assert broken_links("[a](gone.md) ![b](gone.png 'title') <img src=\"gone.svg\">", tmp_path) == [

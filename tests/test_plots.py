@@ -131,7 +131,7 @@ def test_saved_file_shows_the_figure(tmp_path, monkeypatch):
 
 
 def test_no_space_left(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("CNN_FIGURES_DIR", str(tmp_path / "file"))
     with pytest.raises(OSError, match=r"cannot write .*loss\.png"):
         plots.save(small_figure(), "loss")

@@ -21,6 +21,7 @@ FLOORS = {
     "files": 0,
     "folders": 0,
     "device": 0,
+    "widgets": 0,
     "kernels": 0,
     "data": 1,
     "model": 1,
@@ -34,7 +35,6 @@ FLOORS = {
     "bench": 3,
     "experiments": 4,
     "plots": 5,
-    "widgets": 5,
     "exercises": 5,
 }
 
@@ -107,7 +107,7 @@ def test_undeclared_imports_are_found(tmp_path):
         "import os, torch.nn\nfrom utils import data\ndef f():\n    from PIL import Image\n    import absent_package\n"
     )
     assert imported(code) == {"torch", "PIL", "absent_package"}
-    (tmp_path / "some.py").write_text(code)
+    (tmp_path / "some.py").write_text(code, encoding="utf-8")
     assert undeclared([tmp_path / "some.py"], {"torch", "pillow"}) == ["some.py imports absent_package"]
 
 
@@ -217,14 +217,13 @@ def test_readme_has_the_two_commands():
 
 def test_the_address_of_the_course_is_the_same_everywhere():
     pages = sources("*.md", "*.cff", "notebooks/src/*.py")
-    named = {
-        match for path in pages for match in re.findall(r"https://github\.com/[\w.-]+/cnn-course\b", path.read_text())
-    }
+    text = "\n".join(path.read_text(encoding="utf-8") for path in pages)
+    named = set(re.findall(r"https://github\.com/[\w.-]+/cnn-course\b", text))
     assert named == {COURSE}
 
 
 def test_embedded_data_is_whole():
     folder = ROOT / "data" / "fashion-mnist"
-    sums = [line.split() for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    sums = [line.split() for line in (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()]
     assert {name for _, name in sums} == {path.name for path in folder.glob("*.gz")}
     assert [name for sha, name in sums if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha] == []

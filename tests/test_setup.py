@@ -19,7 +19,7 @@ def made(tmp_path_factory) -> Path:
     folder.mkdir()
     shutil.copy(ROOT / "Makefile", folder)
     for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
-        (folder / name).write_text("# nothing\n")
+        (folder / name).write_text("# nothing\n", encoding="utf-8")
     first = make(folder, "setup")
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines() == ["Setting up .venv from requirements.txt; torch alone is some GB, "
@@ -30,10 +30,10 @@ def made(tmp_path_factory) -> Path:
 @pytest.fixture
 def folder(made):
     """The copy, with its lists as they were once the test is over."""
-    lists = {path: path.read_text() for path in made.glob("*.txt")}
+    lists = {path: path.read_text(encoding="utf-8") for path in made.glob("*.txt")}
     yield made
     for path, text in lists.items():
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     make(made, "setup")
 
 
@@ -55,7 +55,7 @@ def test_it_is_done_once(folder):
 
 @pytest.mark.parametrize("name", ["requirements.txt", "constraints.txt"])
 def test_it_is_repeated_when_a_list_changes(folder, name):
-    (folder / name).write_text("# changed\n")
+    (folder / name).write_text("# changed\n", encoding="utf-8")
     assert make(folder, "setup").stdout.startswith("Setting up")
     assert make(folder, "setup").stdout == ""
 
@@ -67,7 +67,7 @@ def test_the_tests_need_their_own_list_and_bring_the_other(folder):
 
 
 def test_a_failed_installation_is_not_taken_for_done(folder):
-    (folder / "requirements.txt").write_text("./no-such-folder\n")
+    (folder / "requirements.txt").write_text("./no-such-folder\n", encoding="utf-8")
     for _ in range(2):
         failed = make(folder, "setup")
         assert failed.returncode != 0
@@ -90,7 +90,7 @@ def test_an_interrupted_set_up_starts_anew(folder):
     [("Python 3.11 or newer is needed", "exit 1"), ("lacks its venv module", 'case "$2" in *venv*) exit 1; esac')],
 )
 def test_a_python_that_will_not_do_is_refused(folder, says, python):
-    (folder / "python-stub").write_text(f"#!/bin/sh\n{python}\n")
+    (folder / "python-stub").write_text(f"#!/bin/sh\n{python}\n", encoding="utf-8")
     (folder / "python-stub").chmod(0o755)
     venv = (folder / ".venv").rename(folder / "elsewhere")
     try:

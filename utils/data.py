@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from utils import files, folders
+from utils.device import memory_format
 
 FASHION_MNIST = files.ROOT / "data" / "fashion-mnist"
 _CLOTHES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
@@ -227,7 +228,7 @@ def _read_idx(path: Path, header: int) -> Tensor:
     for file in (sums, path):
         if not file.exists():
             raise FileNotFoundError(f"{file} is missing: {remedy}")
-    expected = [line.split()[0] for line in sums.read_text().splitlines() if line.endswith(path.name)]
+    expected = [line.split()[0] for line in sums.read_text(encoding="utf-8").splitlines() if line.endswith(path.name)]
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if [found] != expected:
@@ -335,7 +336,8 @@ def _make_cache(path: Path, listing: folders.Listing, progress: bool, **options:
 
 def _read_cache(path: Path) -> Split:
     with safe_open(path, "pt") as cache:
-        split = Split(cache.get_tensor("images"), cache.get_tensor("labels"))
+        # Copies: Windows replaces no file that is in use, and these tensors are views of this one.
+        split = Split(cache.get_tensor("images").clone(), cache.get_tensor("labels").clone())
         if _checksum(split) != cache.metadata()["checksum"]:
             raise ValueError("the checksum differs")
     return Split(split.images.permute(0, 3, 1, 2), split.labels)  # N×H×W×C → N×C×H×W
@@ -444,6 +446,7 @@ class Batches:
     image at a random place out of itself, padded with so many reflected pixels at every edge) say otherwise.
     An epoch's random numbers are drawn from `generator` when it begins: between epochs its state is all that must be
     saved to go on with the same batches.
+    Images lie in memory in channels-last format where that is safe (None: not on MPS), or as `channels_last` says.
 
     Raises ValueError for a batch size below 1, or above the number of images when training (`shuffle` or `drop_last`);
     for a crop padding below 0 or not below the image's side; for statistics of another number of channels; without
@@ -462,10 +465,11 @@ class Batches:
         flip: bool = False,
         drop_last: bool = False,
         dtype: torch.dtype = torch.float32,
-        channels_last: bool = True,
+        channels_last: bool | None = None,
         seed: int = 0,
     ):
         n, channels, height, width = split.images.shape
+        device = torch.device(device)
         if n == 0:
             raise ValueError("the split has no images: expected at least one")
         if batch_size < 1 or (batch_size > n and (shuffle or drop_last)):
@@ -478,14 +482,16 @@ class Batches:
         padded = n * channels * (height + 2 * crop_padding) * (width + 2 * crop_padding)
         check_memory(2 * padded if crop_padding else padded, f"{n} images of {channels}×{height}×{width}", device)
 
+        if channels_last is None:
+            channels_last = memory_format(device) is torch.channels_last
         self.batch_size, self.drop_last, self.dtype, self.channels_last = batch_size, drop_last, dtype, channels_last
         self.shuffle, self.crop_padding, self.flip = shuffle, crop_padding, flip
         self.image_size = (height, width)
         self.generator = torch.Generator().manual_seed(seed)
-        self.labels = split.labels.to(device)
+        self.labels = _to_device(split.labels, device)
         # Stored and augmented as N×H×W×C, so that permuted to N×C×H×W they are in channels-last format without a copy.
-        self.images = _reflect(split.images.to(device).permute(0, 2, 3, 1), crop_padding).contiguous()
-        # One row of an image is W·C numbers; so long a run is scaled several times faster than one of C numbers.
+        self.images = _reflect(_to_device(split.images, device).permute(0, 2, 3, 1), crop_padding).contiguous()
+        # One scale for each of the W·C numbers of an image's row: they are scaled in one long run, not C at a time.
         self.scale, self.shift = (x.repeat(width).to(device) for x in _scale_and_shift(stats, torch.uint8))
 
     def __len__(self) -> int:
@@ -512,6 +518,13 @@ class Batches:
         rows = images.flatten(2).float().mul_(self.scale).add_(self.shift)  # B×H×(W·C)
         images = rows.to(self.dtype).view(images.shape).permute(0, 3, 1, 2)
         return images if self.channels_last else images.clone(memory_format=torch.contiguous_format)
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`. A CUDA device fetches it from pinned memory by itself, and nobody waits for it."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def _reflect(images: Tensor, padding: int) -> Tensor:

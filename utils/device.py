@@ -104,7 +104,7 @@ def describe(device: str = "auto", precision: str = "auto") -> dict[str, str]:
 def cpu_name() -> str:
     """Return the CPU's model name, as Linux states it, else what Python's platform module knows."""
     try:
-        with Path("/proc/cpuinfo").open() as lines:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
             names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
         return names[0]
     except (OSError, IndexError):

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils import widgets
+
 
 @dataclass(frozen=True)
 class Option:
@@ -70,7 +72,9 @@ def quiz(key: str) -> None:
     lines = [f"- **{letter}**: {option.text}" for letter, option in zip(letters, question.options, strict=True)]
     display(Markdown("\n".join([f"**Predict.** {question.question}", "", *lines])))
 
-    buttons = ipywidgets.RadioButtons(options=list(letters), index=None, orientation="horizontal", description="I say")
+    in_a_row = "orientation" in ipywidgets.RadioButtons.class_trait_names()  # not in the ipywidgets of Colab
+    options = {"orientation": "horizontal"} if in_a_row else {}
+    buttons = ipywidgets.RadioButtons(options=list(letters), index=None, description="I say", **options)
     feedback = ipywidgets.HTMLMath()
 
     def answer(change: dict) -> None:
@@ -78,8 +82,7 @@ def quiz(key: str) -> None:
         feedback.value = f"{'✔' if chosen.right else '✘'} {html.escape(chosen.because, quote=False)}"
 
     buttons.observe(answer, "value")
-    view = ipywidgets.VBox([buttons, feedback])._repr_mimebundle_()
-    display(view | {"text/plain": "(Run this cell to choose an answer.)"}, raw=True)
+    widgets.show(ipywidgets.VBox([buttons, feedback]), "(Run this cell to choose an answer.)")
 
 
 def check(key: str, answer: Any, quiet: bool = False) -> bool | None:
@@ -360,7 +363,7 @@ LESSON_01 = {
     "01.combine": Exercise(
         expects="a function of two triples (count, mean, std) that returns one",
         right=combine,
-        because="Variance within the two sets plus variance between their means: that pools any number of sets.",
+        because="Variance within the two sets plus variance between their means: that combines any number of sets.",
         mistakes=(
             Mistake(
                 partial(averaged, weighted=True),
@@ -379,7 +382,8 @@ LESSON_01 = {
                 "You have the variance between the two means only: add the one within the sets.",
             ),
             Mistake(
-                partial(combine, root=False), "That is the pooled variance: a standard deviation is its square root."
+                partial(combine, root=False),
+                "That is the variance of both together: a standard deviation is its square root.",
             ),
         ),
         hints=(

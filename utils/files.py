@@ -81,22 +81,31 @@ def write_text(path: str | Path, text: str) -> None:
 def append_row(path: str | Path, row: Mapping[str, object]) -> None:
     """Appends `row` to the CSV file at `path`, which begins with a header line of the row's keys.
 
-    Processes may append at the same time: a row is one write at the end of the file. Raises OSError as `atomic_path`.
+    Processes may append at the same time, but not on Windows: elsewhere a row is one write at the end of the file, and
+    nothing comes between. Raises OSError as `atomic_path`.
     """
-    path, line = Path(path), _csv_line(row.values())
+    path, header, line = Path(path), _csv_line(row.keys()), _csv_line(row.values())
     append = os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0)
     with _explaining(path):
         try:
             file = os.open(path, append | os.O_CREAT | os.O_EXCL, 0o666)  # only one process can be the first
-            line = _csv_line(row.keys()) + line
+            line = header + line
         except FileExistsError:
             file = os.open(path, append)
-            if not os.fstat(file).st_size:
-                time.sleep(0.1)  # another process has just made the file, and is about to write its header
+            if _stays_empty(file):
+                line = header + line
         try:
             os.write(file, line)
         finally:
             os.close(file)
+
+
+def _stays_empty(file: int, seconds: float = 1.0) -> bool:
+    """Whether the open file is still empty after so long: else somebody has just made it, and writes the header."""
+    deadline = time.monotonic() + seconds
+    while not (written := os.fstat(file).st_size) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return not written
 
 
 def _csv_line(values: Iterable[object]) -> bytes:

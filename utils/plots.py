@@ -18,7 +18,7 @@ from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 from PIL import Image
 from torch import Tensor
 
-from utils import files
+from utils import files, widgets
 from utils.data import Split
 from utils.model import CNN, parts
 
@@ -134,7 +134,6 @@ def explore(draw: Callable[[Any], Figure], label: str, values: Mapping[str, Any]
     once and then kept. Raises ValueError when `start` is not one of `values`.
     """
     import ipywidgets
-    from IPython.display import display
 
     if start not in values:
         raise ValueError(f"start={start!r}: choose one of {', '.join(values)}")
@@ -150,7 +149,7 @@ def explore(draw: Callable[[Any], Figure], label: str, values: Mapping[str, Any]
 
     slider = ipywidgets.SelectionSlider(options=list(values), value=start, description=label, layout={"width": "95%"})
     slider.style.description_width = "initial"
-    display(slider._repr_mimebundle_() | {"text/plain": f"(Run this cell to move the slider: {label}.)"}, raw=True)
+    widgets.show(slider, f"(Run this cell to move the slider: {label}.)")
     handle = show_png(picture(start), f"Figure: {label} {start}")
     slider.observe(redraw, "value")
 
