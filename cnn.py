@@ -86,7 +86,7 @@ def train_command(
     given = {"data": data_name, "size": size, "channels": channels, "images": images, "threads": threads}
     given |= {"device": device_name, "precision": precision, "compiled": compiled} | chosen
     given = {name: value for name, value in given.items() if value is not None}
-    if Path(given.get("data", "")).is_dir() and given.get("data") not in data.DATASETS:
+    if given.get("data") not in (None, *data.DATASETS) and Path(given["data"]).is_dir():
         given["data"] = str(Path(given["data"]).resolve())  # so that the run can be resumed from another folder
     out = folder_of_run(out, resume, given.get("data", "fashion-mnist"))
     settings = (read_settings(out) | given) if resume else given

@@ -161,7 +161,7 @@ def fit(
                 schedule.step()
                 if ema:
                     ema.update_parameters(model)
-                if where.type == "cpu":  # a GPU would have to stop for the numbers
+                if progress and where.type == "cpu":  # a GPU would have to stop for the numbers
                     bar.set_postfix_str(f"epoch {epoch}: {in_words(meter.result())}", refresh=False)
                 bar.update()
             trained = meter.result() | {"lr": schedule.get_last_lr()[0]}
