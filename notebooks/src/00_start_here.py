@@ -52,12 +52,12 @@ if spec is None or Path(spec.origin or "").parent != root / "utils":
 # %% [markdown]
 # ## The map
 #
-# Nine lessons, each with one question. They can be read in any order after this one.
+# Nine lessons, each with one question. After this one they can be read in any order; the pale ones are still to come.
 
 # %%
 LESSONS = [
     ("begin", "Start here", "What are the pieces, and do they learn?"),
-    ("the data", "Data statistics", "Which mean and deviation does the input need?"),
+    ("the data", "Data statistics", "Which mean and standard deviation does the input need?"),
     ("the network", "Size and pooling", "What does it cost to keep the image large?"),
     ("the network", "Batch normalization", "Does it really help, and why?"),
     ("the network", "Residual gradient flow", "How does a gradient cross 100 layers?"),
@@ -80,12 +80,14 @@ fig, ax = plt.subplots(figsize=(7.4, 4.4))
 parts = dict.fromkeys(part for part, *_ in LESSONS)
 shades = dict(zip(parts, [plots.GREY, plots.ORANGE, plots.BLUE, plots.GREEN, plots.VERMILION], strict=True))
 for number, (part, title, question) in enumerate(LESSONS):
-    x, y = number % 3, -(number // 3)
-    ax.add_patch(plt.Rectangle((x, y), 0.93, 0.88, fc="none", ec=shades[part], lw=2))
-    ax.add_patch(plt.Rectangle((x, y + 0.66), 0.93, 0.22, fc=shades[part], alpha=0.3))
-    ax.text(x + 0.04, y + 0.76, f"{number:02d}  {part}", va="center", fontsize=11)
-    ax.text(x + 0.04, y + 0.6, fill(title, 20), va="top", fontsize=11.5, fontweight="bold")
-    ax.text(x + 0.04, y + 0.05, fill(question, 26), va="bottom", fontsize=10.5)
+    x, y, there = number % 3, -(number // 3), any((root / "notebooks").glob(f"{number:02d}_*.ipynb"))
+    pale, ink = (1.0, plots.INK) if there else (0.3, plots.GREY)
+    ax.add_patch(plt.Rectangle((x, y), 0.93, 0.88, fc="none", ec=shades[part], lw=2, alpha=pale))
+    ax.add_patch(plt.Rectangle((x, y + 0.66), 0.93, 0.22, fc=shades[part], alpha=0.3 * pale))
+    ax.text(x + 0.04, y + 0.76, f"{number:02d}  {part}", va="center", fontsize=11, color=ink)
+    ax.text(x + 0.89, y + 0.76, "" if there else "to come", ha="right", va="center", fontsize=10.5, color=ink)
+    ax.text(x + 0.04, y + 0.6, fill(title, 20), va="top", fontsize=11.5, fontweight="bold", color=ink)
+    ax.text(x + 0.04, y + 0.05, fill(question, 26), va="bottom", fontsize=10.5, color=ink)
 ax.set(xlim=(-0.02, 2.96), ylim=(-2.03, 0.92))
 ax.axis("off")
 plots.save(fig, "00_map")
@@ -94,8 +96,8 @@ plots.save(fig, "00_map")
 # ## The network
 #
 # A grey image of 28 × 28 pixels enters on the left; ten numbers leave on the right, one for each class. They are called
-# *logits*: the largest one is the answer. In between, a *stem* and four *layers* trade size for channels. From layer 2 on,
-# each layer halves height and width and doubles the channels.
+# *logits*: the largest one is the answer. In between, a *stem* and four *layers* trade size for channels. From the second
+# on, each layer doubles the channels and halves height and width (rounded up).
 #
 # The picture is drawn from the real shapes of a real network, `utils.model.CNN`.
 
@@ -104,6 +106,7 @@ import torch
 
 from utils.model import CNN, CNNConfig
 
+threads = torch.get_num_threads()  # what PyTorch takes by itself; the measurement at the end uses it again
 torch.manual_seed(0)  # the same random weights each time
 reference = CNN(CNNConfig(width=16))  # 16 channels in the first layer
 plots.save(plots.architecture(reference), "00_network")
@@ -137,8 +140,8 @@ print("classes:", ", ".join(fashion.class_names))  # NBVAL_CHECK_OUTPUT
 # %%
 stats = data.channel_stats(fashion.train.images)
 pixels = data.normalize(fashion.train.images[:5000], stats)  # float32 5000×1×28×28
-print(f"mean {stats.mean[0]:.4f}, deviation {stats.std[0]:.4f} on a scale from black = 0 to white = 1")
-print(f"afterwards, in 5,000 images: mean {abs(pixels.mean()):.1f}, deviation {pixels.std():.1f}")  # NBVAL_CHECK_OUTPUT
+print(f"mean {stats.mean[0]:.4f}, standard deviation {stats.std[0]:.4f} (black is 0, white is 1)")
+print(f"afterwards, in 5,000 images: {abs(pixels.mean()):.1f} and {pixels.std():.1f}")  # NBVAL_CHECK_OUTPUT
 
 # %% [markdown]
 # ## One residual block
@@ -192,7 +195,7 @@ assert torch.equal(block(x), F.relu(x))
 #
 # The initial weights are drawn with a standard deviation of $\sqrt{2/\text{fan-in}}$, where fan-in counts the inputs of one
 # output value. Then the signal neither dies out nor blows up on its way through ReLUs
-# ([He et al. 2015](https://arxiv.org/abs/1502.01852)); lesson 05 puts it to the test.
+# ([He et al. 2015](https://arxiv.org/abs/1502.01852)); lesson 05 (to come) puts it to the test.
 
 # %%
 from collections import OrderedDict
@@ -225,11 +228,10 @@ class Net(nn.Module):
 # little on so small a network, and wait for each other when other programs are running.)
 
 # %%
-threads = torch.get_num_threads()
 torch.set_num_threads(1)
-net = Net()
-net.load_state_dict(reference.state_dict())
-difference = (net(pixels[:256]) - reference(pixels[:256])).abs().max().item()
+twin = Net()
+twin.load_state_dict(reference.state_dict())
+difference = (twin(pixels[:256]) - reference(pixels[:256])).abs().max().item()
 print(f"largest difference of the logits of 256 images: {difference:.1g}")
 assert difference < 1e-6
 
@@ -313,7 +315,7 @@ for images, labels in batches:
 
 # %%
 inputs = data.normalize(small.train.images, small_stats).clone(memory_format=torch.channels_last)
-yours = list(training(net, inputs, small.train.labels))
+yours = list(training(deepcopy(twin), inputs, small.train.labels))
 difference = np.abs(np.subtract(yours, theirs)).max()
 print(f"your loss at step 1: {yours[0]:.3f}, at step 20: {yours[-1]:.3f}")
 print(f"largest difference from the course's: {difference:.1g}")
@@ -337,7 +339,7 @@ assert abs(yours[0] - np.log(10)) < 0.5
 # %%
 @torch.inference_mode()  # no gradients needed: faster, and less memory
 def predict(model: nn.Module, images: Tensor) -> Tensor:  # N×1×28×28 → N×num_classes
-    model.eval()  # batch normalization uses what it has learned, not the batch at hand (lesson 03)
+    model.eval()  # batch normalization uses what it has learned, not the batch at hand
     return torch.cat([model(part).softmax(dim=1) for part in images.split(500)])
 
 
@@ -346,7 +348,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 # %% [markdown]
-# `draw` shows how far training has come: the loss of each step, and the share of validation images that are named rightly.
+# `draw` shows how far training has come: the loss of each step, and the share of validation images classified correctly.
 
 # %%
 def draw(fig: plt.Figure, losses: list[float], accuracies: dict[int, float], steps: int) -> None:
@@ -392,15 +394,17 @@ seconds = perf_counter() - begin
 # %%
 plots.save(fig, "00_training", show=False)
 print(f"{epochs} epochs of {len(labels):,} images in {seconds:.0f} s")
-print(f"{len(truth):,} validation images: {accuracies[0]:.1%} named rightly before, {accuracies[step]:.1%} after")
+print(
+    f"{len(truth):,} validation images: {accuracies[0]:.1%} classified correctly before, {accuracies[step]:.1%} after"
+)
 assert accuracies[0] < 0.3
 assert accuracies[step] > 0.75
 
 # %% [markdown]
 # ## What does it say?
 #
-# Six validation images that your network names rightly, and six that it does not. Above each: its answer, how sure it is,
-# and in the second row what the image is called in the data set. Would you have known?
+# Six validation images that your network classifies correctly, and six that it does not. Above each: its answer, how sure
+# it is, and in the second row what the image is called in the data set. Would you have known?
 
 # %%
 probabilities = predict(net, unseen)
@@ -429,7 +433,7 @@ plots.save(fig, "00_predictions")
 # Your twenty steps from above, now in one line:
 
 # %%
-history = train.fit(reference, small, recipe, device="cpu", precision="fp32", progress=False)
+history = train.fit(deepcopy(reference), small, recipe, device="cpu", precision="fp32", progress=False)
 print(f"mean loss of twenty steps: yours {np.mean(yours):.3f}, fit {history.last('train', 'loss'):.3f}")
 assert abs(np.mean(yours) - history.last("train", "loss")) < 0.02
 
@@ -438,9 +442,12 @@ assert abs(np.mean(yours) - history.last("train", "loss")) < 0.02
 #
 # The course picks the fastest device that PyTorch finds, and the fastest number format in which that device trains safely:
 # 32 bits (`fp32`), or 16 (`bf16`, `fp16`) where it multiplies those natively. Here is what it picked, and how many images a
-# second it trains on, in batches of 512. The first of two epochs warms up, the second is measured.
+# second it trains the course's default network on: 32 channels in the first layer, batches of 512. The first of two epochs
+# warms up, the second is measured.
 
 # %%
+from dataclasses import replace
+
 from IPython.display import Markdown
 
 from utils import device
@@ -448,9 +455,10 @@ from utils import device
 torch.set_num_threads(threads)
 machine = device.describe()
 speed = {"fp32": 0.0, machine["precision"]: 0.0}
-trial = train.Recipe(epochs=2, batch_size=512, lr=0.1)
+few = replace(fashion.take(5 * 512), validation=fashion.validation[:512])
+trial = train.Recipe(epochs=2, lr=0.1)
 for precision in speed:
-    history = train.fit(deepcopy(reference), fashion.take(4 * 512), trial, precision=precision, progress=False)
+    history = train.fit(CNN(), few, trial, precision=precision, progress=False)
     speed[precision] = history.last("train", "images_per_second")
 measured = {f"images/s in {precision}": f"{value:,.0f}" for precision, value in speed.items()}
 lines = [f"| {name} | {value} |" for name, value in (machine | measured).items()]
@@ -462,8 +470,8 @@ minutes = train.Recipe.epochs * len(fashion.train) / speed[best] / 60
 print(f"{train.Recipe.epochs} epochs of {len(fashion.train):,} training images: about {minutes:.1f} minutes in {best}")
 
 # %% [markdown]
-# Other programs that run at the same time take their share: run the cell again when the numbers look odd. Lesson 07 makes
-# it faster.
+# Other programs that run at the same time take their share: run the cell again when the numbers look odd. Making it
+# faster is the subject of lesson 07 (to come).
 
 # %% [markdown]
 # ## Your turn: follow the shapes
@@ -493,15 +501,11 @@ assert exercises.check("00.shape", tuple(maps.shape), quiet=True)
 # A batch does not fit into memory, but half of it does. Write a function that takes **one** training step on the whole
 # batch while it never passes more than half of it through the model. Apart from rounding, the weights must end up as if the
 # batch had gone through in one piece. (The number of images is even, and the model has no batch normalization: that would see two
-# small batches.)
+# small batches.) Put your function in place of the first line.
 
 # %%
-def step_in_halves(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
-    pass  # your lines
-
-
-answer = ...  # when it is written: answer = step_in_halves
-exercises.check("00.halves", answer)
+step_in_halves = ...  # def step_in_halves(model, optimizer, images, labels): …
+exercises.check("00.halves", step_in_halves)
 # exercises.hint("00.halves")
 
 # %% jupyter={"source_hidden": true} tags=["solution"]
@@ -520,14 +524,16 @@ assert exercises.check("00.halves", solution, quiet=True)
 # ## Summary
 
 # %%
-gain = f"from {accuracies[0]:.1%} to {accuracies[step]:.1%} of {len(truth):,} validation images named rightly"
+gain = f"from {accuracies[0]:.1%} to {accuracies[step]:.1%} of {len(truth):,} validation images classified correctly"
 Markdown(f"""
 - **A convolutional network is short.** Your block, network and loop do what the course's do: in {len(yours)} steps
   the largest difference between their losses was {difference:.1g}.
-- **It learns fast.** {len(labels):,} images, {epochs} epochs, {seconds:.0f} s: {gain}.
-  That is one run with one seed, and no evidence for any single part of the network. The other lessons look for that.
+- **It learns fast.** {len(subset.train):,} images, {epochs} epochs, {seconds:.0f} s: {gain}.
+  That is one run with one seed, and no evidence for any single part of the network. Looking for
+  that is what the other lessons are for.
 - **The first loss is a test.** It was {yours[0]:.2f}; a network that knows nothing has ln 10 = {np.log(10):.2f}.
-- **This machine** trains {speed[best]:,.0f} images a second on {machine["device"]} in {best}.
+- **This machine** trains the course's default network on {speed[best]:,.0f} images a second
+  ({machine["device"]}, {best}).
 """)
 
 # %% [markdown]

@@ -333,10 +333,10 @@ ax.set(xscale="log", xlabel="images in a batch", ylabel="average std (pixels 0â€
 ax.set_title(f"n = {len(s):,} training images", loc="right")
 plots.save(fig, "01_batch_stds")
 assert all(value < std for value in [*mixed[:-1], *sorted_by_class[:-1]]), "never too large"
-assert abs(mixed[-1] - std) < 1e-12, "one batch of everything is the pooled std"
+assert abs(mixed[-1] - std) < 1e-12, "one batch of everything is the std of all pixels"
 
 # %% [markdown]
-# Pooling is right for every batch size and every order. So there is no reason to average.
+# The standard deviation of all pixels is the same for every batch size and every order. So there is no reason to average.
 #
 # ## Before and after
 #
@@ -397,19 +397,17 @@ assert abs(background + stats.mean[0] / stats.std[0]) < 1e-6
 # %% [markdown]
 # Whether any of this matters for *training* is a question of its own, and it takes measurements, not algebra.
 #
-# ## Your turn: pool without sharing
+# ## Your turn: combine without sharing
 #
 # Two hospitals want to normalize their X-rays alike. They may not show each other a single image, but each can name three
 # numbers: how many pixels it has, their mean, and their standard deviation. Write a function that takes two such triples
-# and returns the triple of all pixels together.
+# and returns the triple of all pixels together, in place of the first line.
 #
 # For a hint, remove the `#` in the last line; each run gives the next one.
 
 # %%
-def combine(a, b): ...
-
-
-exercises.check("01.combine", ...)  # when you are done, write combine in place of the dots
+combine = ...  # def combine(a, b): â€¦ return n, mean, std
+exercises.check("01.combine", combine)
 # exercises.hint("01.combine")
 
 # %% [markdown]
