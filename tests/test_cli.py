@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -127,7 +128,11 @@ def test_ctrl_c_says_how_to_resume_and_resume_ends_the_same(trained, tmp_path, m
     """A real process gets a real SIGINT; its run, resumed, ends with the weights of the undisturbed run."""
     out = tmp_path / "interrupted"
     command = [sys.executable, "cnn.py", *FAST, "--epochs", "12", "--out", str(out)]
-    process = subprocess.Popen(command, cwd=files.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    listen = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # tests started in the background would pass on "ignore"
+    process = subprocess.Popen(command, cwd=files.ROOT, preexec_fn=listen, **pipes)
     deadline = time.monotonic() + 120
     while not (out / checkpoint.STATE_FILE).exists() and time.monotonic() < deadline:
         time.sleep(0.05)
