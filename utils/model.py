@@ -38,7 +38,7 @@ class CNNConfig:
     dropout: float = option(0.0, "share of values that dropout sets to zero")
     dropout_where: str = option("none", "where dropout acts: none, head or everywhere (in each block, and the head)")
     init: str | float = option("he", "initial weights: he, xavier, default (PyTorch's), or the gain as a number")
-    scale_residual: bool = option(True, "start a layer's n residual branches at 1/√n, so that any depth trains")
+    scale_residual: bool = option(True, "start a layer's n residual branches at 1/n, so that any depth trains")
     pool: str = option("max", "how the stem halves the image: max, average or stride (a strided convolution)")
     pool_everywhere: bool = option(False, "halve by pooling in every layer, not only in the stem")
     activation: str = option("relu", "non-linearity: " + ", ".join(ACTIVATIONS))
@@ -240,16 +240,17 @@ def initialize(model: nn.Module, init: str | float, activation: str = "relu") ->
 
 
 def scale_residual_branches(model: CNN) -> None:
-    """Start each residual branch of a layer of n blocks at 1/√n: in γ of its last norm, or in its last convolution.
+    """Start each residual branch of a layer of n blocks at 1/n: in γ of its last norm, or in its last convolution.
 
-    The branches' variances add up along the layer; so scaled, to that of a single one at any depth, and a layer of one
-    block is as it was (Hanin & Rolnick 2018; De & Smith 2020 on why deep residual networks need this).
+    Unscaled, the branches add up along the layer, and a deep network diverges at learning rates that suit a shallow one
+    (Hanin & Rolnick 2018; De & Smith 2020); scaled, all of them together weigh at most as much as one. A layer of one
+    block is as it was.
     """
     for layer in model.layers:
         for block in layer:
             last = block.conv2 if isinstance(block.norm2, nn.Identity) else block.norm2
             with torch.no_grad():
-                last.weight.div_(math.sqrt(len(layer)))
+                last.weight.div_(len(layer))
 
 
 def he_gain(activation: str) -> float:
