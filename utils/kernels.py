@@ -35,7 +35,7 @@ class PatchProduct(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
         patches = cut_patches(x, weight.shape[2], stride, padding)  # N×H'×W'×(k·k·C)
-        return (patches @ as_matrix(weight)).permute(0, 3, 1, 2)  # N×O×H'×W'
+        return rows_times(patches, as_matrix(weight)).permute(0, 3, 1, 2)  # N×O×H'×W'
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -47,8 +47,13 @@ class PatchProduct(torch.autograd.Function):
         by_weight = by_weight.unflatten(0, (side, side, -1)).permute(3, 2, 0, 1)
         by_x = None
         if ctx.needs_input_grad[0]:
-            by_x = add_patches(gradient @ as_matrix(weight).t(), x.shape, side, ctx.stride, ctx.padding)
+            by_x = add_patches(rows_times(gradient, as_matrix(weight).t()), x.shape, side, ctx.stride, ctx.padding)
         return by_x, by_weight, None, None
+
+
+def rows_times(values: Tensor, matrix: Tensor) -> Tensor:
+    """Return N×H×W×K `values` @ K×O `matrix` as one product; `@` itself may make N of them, each with its own copy."""
+    return (values.flatten(0, 2) @ matrix).unflatten(0, values.shape[:3])
 
 
 def as_matrix(weight: Tensor) -> Tensor:
