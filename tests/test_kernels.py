@@ -1,5 +1,7 @@
 """The fast paths compute what torch.nn computes."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,3 +57,60 @@ def test_other_precisions_take_torchs_own_path(monkeypatch):
     layer = kernels.Conv2d(2, 2, 3, padding=1)
     assert layer(torch.randn(1, 2, 2, 2)).shape == (1, 2, 2, 2)
     assert layer.double()(torch.randn(1, 2, 2, 2).double()).dtype == torch.float64
+
+
+# ------------------------------------------------------------------------------------------------------------ dropout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_and_scales_the_rest(p, dtype):
+    """The number of zeros is binomial: within five standard deviations; what is kept is 1 / (1 − p), as torch's is."""
+    torch.manual_seed(0)
+    layer, n = kernels.Dropout(p), 64 * 8 * 14 * 14
+    x = torch.ones(64, 8, 14, 14, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+    out = layer(x)
+    kept = out != 0
+    assert abs(kept.sum().item() - n * (1 - p)) < 5 * math.sqrt(n * p * (1 - p))
+    assert out.dtype == dtype
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    tolerance = {"rtol": 2**-7 if dtype == torch.bfloat16 else 1e-4, "atol": 0}
+    torch.testing.assert_close(out[kept], torch.full_like(out[kept], 1 / (1 - p)), **tolerance)
+    out.sum().backward()
+    assert torch.equal(x.grad, out)  # the same mask on the way back
+
+
+def test_dropout_is_independent_in_place_and_time():
+    """Neighbours along each axis, and two draws, agree as often as coins do: (1 − p)² + p²."""
+    torch.manual_seed(0)
+    layer = kernels.Dropout(0.3)
+    x = torch.ones(64, 8, 14, 14)
+    first, second = layer(x) != 0, layer(x) != 0
+    pairs = {axis: (first.narrow(axis, 0, 7), first.narrow(axis, 1, 7)) for axis in range(4)} | {"time": (first, second)}
+    for what, (a, b) in pairs.items():
+        n, expected = a.numel(), 0.3**2 + 0.7**2
+        assert abs((a == b).float().mean().item() - expected) < 5 / (2 * math.sqrt(n)), what
+
+
+def test_dropout_repeats_with_the_seed_and_not_without():
+    layer, x = kernels.Dropout(0.5), torch.ones(1000)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(layer(x))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_dropout_elsewhere_is_torchs_own():
+    """In evaluation nothing changes; rates of 0 and 1 too; a bad rate is refused as nn.Dropout refuses it."""
+    x = torch.randn(4, 6)
+    assert torch.equal(kernels.Dropout(0.5).eval()(x), x)
+    assert torch.equal(kernels.Dropout(0.0)(x), x)
+    assert torch.equal(kernels.Dropout(1.0)(x), torch.zeros_like(x))
+    assert kernels.Dropout(0.99999)(x).isfinite().all()
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        kernels.Dropout(1.5)
+    assert kernels.Dropout(0.5)(torch.ones(0, 3)).shape == (0, 3)
+    strided = torch.ones(64, 64)[:, ::2]
+    assert kernels.Dropout(0.5)(strided).mean().item() == pytest.approx(1, abs=0.15)

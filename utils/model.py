@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from utils.kernels import Conv2d
+from utils.kernels import Conv2d, Dropout
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 NORMS = ("batch", "layer", "group", "none")
@@ -144,10 +144,11 @@ class Block(nn.Module):
         self.pool = pool_layer(config.pool) if pooled else nn.Identity()
         self.conv1 = conv(config, fan_in, fan_out, stride=stride)
         self.norm1 = norm_layer(config.norm, fan_out)
-        self.activation = ACTIVATIONS[config.activation]()
-        self.dropout = nn.Dropout(config.dropout) if config.dropout_where == "everywhere" else nn.Identity()
+        self.activation1 = ACTIVATIONS[config.activation]()
+        self.dropout = Dropout(config.dropout) if config.dropout_where == "everywhere" else nn.Identity()
         self.conv2 = conv(config, fan_out, fan_out)
         self.norm2 = norm_layer(config.norm, fan_out)
+        self.activation2 = ACTIVATIONS[config.activation]()
         self.shortcut = None
         if config.residual and fan_in == fan_out and not halve:
             self.shortcut = nn.Identity()
@@ -157,11 +158,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(x)
-        out = self.activation(self.norm1(self.conv1(x)))
+        out = self.activation1(self.norm1(self.conv1(x)))
         out = self.norm2(self.conv2(self.dropout(out)))
         if self.shortcut is not None:
             out = out + self.shortcut(x)
-        return self.activation(out)
+        return self.activation2(out)
 
 
 class CNN(nn.Module):
@@ -183,7 +184,7 @@ class CNN(nn.Module):
             rest = [Block(config, fan_out, fan_out, halve=False) for _ in range(config.blocks[layer] - 1)]
             self.layers.append(nn.Sequential(first, *rest))
             fan_in = fan_out
-        self.dropout = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
+        self.dropout = Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
         self.head = nn.Linear(channels[-1], config.num_classes)
         initialize(self, config.init, config.activation)
         if config.residual and config.scale_residual:
