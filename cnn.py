@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from utils import checkpoint, data, device, files, train
+from utils import checkpoint, data, device, files, parallel, train
 from utils.model import CNN, CNNConfig
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 RUNS = files.ROOT / "runs"
 SETTINGS_FILE = "settings.json"
 HISTORY_FILE = "history.csv"  # written when a run has finished
+OPTIONS = ("device", "precision", "compiled", "cuda_graphs")  # of train.fit
 FROM_DATA = ("in_channels", "num_classes")  # fields of CNNConfig that the data decide
 
 DEVICE_HELP = "auto (CUDA before MPS before CPU), cpu, cuda, cuda:1 or mps  [default: auto]"
@@ -77,6 +78,7 @@ def train_command(
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16  [default: auto]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; 1 makes a run reproducible bit for bit")] = None,
     compiled: Annotated[bool | None, typer.Option("--compile", help="run the network through torch.compile")] = None,
+    cuda_graphs: Annotated[bool | None, typer.Option("--cuda-graphs", help="and as CUDA graphs, on such a GPU")] = None,
     out: Annotated[Path | None, typer.Option(help="folder of the run; default: a new one in runs/")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, or with the newest")] = False,
     test: Annotated[bool, typer.Option(help="read the test images once, at the end")] = True,
@@ -85,6 +87,7 @@ def train_command(
     """Train the network, say how good it is on the test images, and draw its curves."""
     given = {"data": data_name, "size": size, "channels": channels, "images": images, "threads": threads}
     given |= {"device": device_name, "precision": precision, "compiled": compiled} | chosen
+    given |= {"cuda_graphs": cuda_graphs}
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("data") not in (None, *data.DATASETS) and Path(given["data"]).is_dir():
         given["data"] = str(Path(given["data"]).resolve())  # so that the run can be resumed from another folder
@@ -92,14 +95,19 @@ def train_command(
     settings = (read_settings(out) | given) if resume else given
     model, images_in, recipe, options = prepare(settings)
     introduce(model, images_in, recipe, options, out)
-    if not resume:
+    if not resume and parallel.is_first():
         files.write_text(out / SETTINGS_FILE, json.dumps(settings, indent=2))
     try:
-        history = train.fit(model, images_in, recipe, **options, out=out, resume=resume)
+        with parallel.join(device.pick(options["device"])):
+            history = train.fit(model, images_in, recipe, **options, out=out, resume=resume)
+            result = final_number(model, images_in, options) if test else None
     except KeyboardInterrupt:
-        say_how_to_resume(out)
+        print(f"\nstopped; {how_to_resume(out)}")
         raise typer.Exit(130) from None
-    conclude(model, images_in, history, options, out, test)
+    except parallel.WorkerLost as error:
+        raise parallel.WorkerLost(f"{error}: {how_to_resume(out)}") from error
+    if parallel.is_first():
+        conclude(images_in, history, result, out)
 
 
 def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe, dict[str, Any]]:
@@ -107,7 +115,7 @@ def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe
 
     Raises ValueError for what is refused.
     """
-    unknown = settings.keys() - {"data", "size", "channels", "images", "threads", "device", "precision", "compiled"}
+    unknown = settings.keys() - {"data", "size", "channels", "images", "threads", *OPTIONS}
     unknown -= {field.name for config in (CNNConfig, train.Recipe) for field in fields(config)}
     if unknown:
         raise ValueError(f"unknown settings {', '.join(sorted(unknown))} in {SETTINGS_FILE}: train again")
@@ -120,6 +128,8 @@ def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe
         if settings["threads"] < 1:
             raise ValueError(f"threads={settings['threads']}: expected 1 or more")
         torch.set_num_threads(settings["threads"])
+    elif parallel.launched():
+        torch.set_num_threads(parallel.threads())
 
     images = data.load(
         settings.get("data", "fashion-mnist"), size=settings.get("size"), channels=settings.get("channels")
@@ -128,7 +138,8 @@ def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe
         images = images.take(settings["images"])
     torch.manual_seed(recipe.seed)
     model = CNN(CNNConfig(in_channels=images.in_channels, num_classes=images.num_classes, **network))
-    options = {"device": str(where), "precision": precision, "compiled": settings.get("compiled", False)}
+    options = {"device": str(where), "precision": precision}
+    options |= {name: settings[name] for name in OPTIONS if name in settings and name not in options}
     return model, images, recipe, options
 
 
@@ -191,32 +202,34 @@ def introduce(model: CNN, images: data.ImageData, recipe: train.Recipe, options:
     print(f"data      {images.name}, {shape}: {sizes}")
     print(f"network   {model.config.weighted_layers} weighted layers, {parameters:,} parameters")
     print(f"recipe    {recipe.epochs} epochs, batches of {recipe.batch_size}, lr {recipe.lr}, seed {recipe.seed}")
-    print(f"device    {options['device']}, {options['precision']}, {torch.get_num_threads()} threads")
+    processes = f", {os.environ['WORLD_SIZE']} processes" if parallel.launched() else ""
+    print(f"device    {options['device']}, {options['precision']}, {torch.get_num_threads()} threads{processes}")
     print(f"run       {shown(out)}")
 
 
-def say_how_to_resume(out: Path) -> None:
-    """Print, after Ctrl-C, what was kept and the command that goes on."""
-    if (out / checkpoint.STATE_FILE).exists():
-        print(f"\nstopped; the finished epochs are kept. Go on with: python cnn.py --resume --out {quoted(out)}")
-    else:
-        print("\nstopped before the first epoch ended: nothing was kept, start again with python cnn.py")
+def how_to_resume(out: Path) -> str:
+    """Say what was kept of a run that was stopped, and the command that goes on."""
+    if not (out / checkpoint.STATE_FILE).exists():
+        return "nothing was kept, as the first epoch had not ended: start again"
+    command = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}" if parallel.launched() else "python"
+    return f"the finished epochs are kept. Go on with: {command} cnn.py --resume --out {quoted(out)}"
 
 
-def conclude(
-    model: CNN, images: data.ImageData, history: train.History, options: dict[str, Any], out: Path, test: bool
-) -> None:
+def final_number(model: CNN, images: data.ImageData, options: dict[str, Any]) -> str:
+    """Read the test images, the one time, and say how good the network is on them."""
+    split = images.read_test("python cnn.py train: the final number of a run")
+    stats = data.channel_stats(images.train.images)
+    result = train.evaluate(model, split, stats, device=options["device"], precision=options["precision"])
+    correct = round(result["accuracy"] * len(split))
+    return f"test accuracy {result['accuracy']:.2%} ({correct:,} of {len(split):,} images)"
+
+
+def conclude(images: data.ImageData, history: train.History, result: str | None, out: Path) -> None:
     """Print the final numbers and write history.csv and curves.png beside the checkpoint."""
     seconds = history["seconds"].max()
     speed = history.loc[history["metric"] == "images_per_second", "value"].median()
-    if test:
-        split = images.read_test("python cnn.py train: the final number of a run")
-        stats = data.channel_stats(images.train.images)
-        result = train.evaluate(model, split, stats, device=options["device"], precision=options["precision"])
-        correct = round(result["accuracy"] * len(split))
-        print(f"test accuracy {result['accuracy']:.2%} ({correct:,} of {len(split):,} images)")
-    else:
-        print(f"validation accuracy {history.last('validation', 'accuracy'):.2%} ({len(images.validation):,} images)")
+    validated = history.last("validation", "accuracy")
+    print(result or f"validation accuracy {validated:.2%} ({len(images.validation):,} images)")
     print(f"training took {seconds:.0f} s, {speed:,.0f} images/s")
     draw(history, out / "curves.png")
     files.write_text(out / HISTORY_FILE, history.to_csv(index=False))
@@ -310,11 +323,13 @@ def readme() -> None:
 def main() -> None:
     """Run the command line; `train` is the default command. Wrong input ends in one sentence, not in a traceback."""
     arguments = sys.argv[1:]
+    if not parallel.is_first():
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - one process of a run talks
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         arguments = ["train", *arguments]
     try:
         app(arguments)
-    except (ValueError, OSError, train.Diverged, MemoryError, torch.OutOfMemoryError) as error:
+    except (ValueError, OSError, train.Diverged, parallel.WorkerLost, MemoryError, torch.OutOfMemoryError) as error:
         sys.exit(f"error: {error}")
 
 

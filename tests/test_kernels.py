@@ -86,7 +86,9 @@ def test_dropout_is_independent_in_place_and_time():
     layer = kernels.Dropout(0.3)
     x = torch.ones(64, 8, 14, 14)
     first, second = layer(x) != 0, layer(x) != 0
-    pairs = {axis: (first.narrow(axis, 0, 7), first.narrow(axis, 1, 7)) for axis in range(4)} | {"time": (first, second)}
+    pairs = {axis: (first.narrow(axis, 0, 7), first.narrow(axis, 1, 7)) for axis in range(4)} | {
+        "time": (first, second)
+    }
     for what, (a, b) in pairs.items():
         n, expected = a.numel(), 0.3**2 + 0.7**2
         assert abs((a == b).float().mean().item() - expected) < 5 / (2 * math.sqrt(n)), what

@@ -23,6 +23,7 @@ FLOORS = {
     "device": 0,
     "widgets": 0,
     "kernels": 0,
+    "parallel": 0,
     "data": 1,
     "model": 1,
     "train": 2,

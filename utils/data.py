@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from utils import files, folders
+from utils import files, folders, parallel
 from utils.device import memory_format
 
 FASHION_MNIST = files.ROOT / "data" / "fashion-mnist"
@@ -102,6 +102,8 @@ class ImageData:
         if self._test is None:
             raise ValueError(f"{self.name} has no test images: use its validation images")
         test = self._test()
+        if not parallel.is_first():
+            return test
         date = datetime.now(UTC).isoformat(timespec="seconds")
         row = {"date": date, "data": self.name, "checksum": self.checksum[:12], "purpose": purpose}
         files.append_row(files.results_dir() / "test_reads.csv", row)
@@ -447,8 +449,10 @@ class Batches:
     An epoch's random numbers are drawn from `generator` when it begins: between epochs its state is all that must be
     saved to go on with the same batches.
     Images lie in memory in channels-last format where that is safe (None: not on MPS), or as `channels_last` says.
+    `share` = (i, n) yields of every batch the part of the i-th of n processes: together they see the same batches.
 
-    Raises ValueError for a batch size below 1, or above the number of images when training (`shuffle` or `drop_last`);
+    Raises ValueError for a batch size below 1, or above the number of images when training (`shuffle` or `drop_last`),
+    or one that n processes cannot share equally;
     for a crop padding below 0 or not below the image's side; for statistics of another number of channels; without
     images. Raises MemoryError when the images do not fit on the device.
     """
@@ -467,6 +471,7 @@ class Batches:
         dtype: torch.dtype = torch.float32,
         channels_last: bool | None = None,
         seed: int = 0,
+        share: tuple[int, int] = (0, 1),
     ):
         n, channels, height, width = split.images.shape
         device = torch.device(device)
@@ -474,6 +479,8 @@ class Batches:
             raise ValueError("the split has no images: expected at least one")
         if batch_size < 1 or (batch_size > n and (shuffle or drop_last)):
             raise ValueError(f"batch_size is {batch_size}: expected 1 to {n}, the number of images")
+        if batch_size % share[1]:
+            raise ValueError(f"batch_size is {batch_size}: expected a multiple of {share[1]}, the number of processes")
         if not 0 <= crop_padding < min(height, width):
             largest = min(height, width) - 1
             raise ValueError(f"crop_padding is {crop_padding}: expected 0 to {largest} for images of {height}×{width}")
@@ -485,7 +492,7 @@ class Batches:
         if channels_last is None:
             channels_last = memory_format(device) is torch.channels_last
         self.batch_size, self.drop_last, self.dtype, self.channels_last = batch_size, drop_last, dtype, channels_last
-        self.shuffle, self.crop_padding, self.flip = shuffle, crop_padding, flip
+        self.shuffle, self.crop_padding, self.flip, self.share = shuffle, crop_padding, flip, share
         self.image_size = (height, width)
         self.generator = torch.Generator().manual_seed(seed)
         self.labels = _to_device(split.labels, device)
@@ -507,7 +514,7 @@ class Batches:
         height, width = self.image_size
         windows = self.images.unfold(1, height, 1).unfold(2, width, 1).movedim(3, 5)  # N×(2p+1)×(2p+1)×H×W×C, a view
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = slice(start, start + self.batch_size)
+            batch = slice(start + self.share[0], start + self.batch_size, self.share[1])
             images = windows[order[batch], top[batch], left[batch]]  # B×H×W×C
             if self.flip:
                 images = torch.where(mirrored[batch, None, None, None], images.flip(2), images)

@@ -15,14 +15,17 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def pick(name: str = "auto") -> torch.device:
     """Return the device called `name`: "auto", "cpu", "cuda", "cuda:1", "mps".
 
-    "auto" is what the environment variable CNN_DEVICE names, and without it CUDA before MPS before CPU.
+    "auto" is what the environment variable CNN_DEVICE names, and without it CUDA before MPS before CPU. Under
+    `torchrun`, "cuda" is the GPU of this process (LOCAL_RANK).
 
     Raises ValueError if there is no such device on this machine.
     """
     name = os.environ.get("CNN_DEVICE", name) if name == "auto" else name
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in have.items() if there))
+        name = next(kind for kind, there in have.items() if there)
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     kind, _, index = str(name).partition(":")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if not have.get(kind) or (index and not (index.isdigit() and int(index) < count)):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from utils import checkpoint
+from utils import checkpoint, parallel
 from utils import device as devices
 from utils.data import Batches, ChannelStats, ImageData, Split, channel_stats
 from utils.model import CNN, is_number, option
@@ -99,6 +99,7 @@ def fit(
     out: Path | None = None,
     resume: bool = False,
     compiled: bool = False,
+    cuda_graphs: bool = False,
     progress: bool = True,
     run: str = "run",
     on_epoch: Callable[[History], None] | None = None,
@@ -107,23 +108,26 @@ def fit(
 
     Images are normalized with the statistics of the training split. With `out`, a checkpoint is written there after
     every epoch, and `resume` goes on from it: on one CPU thread in fp32 the final weights are bit-identical to those of
-    an undisturbed run. `on_epoch` is called with the history so far after each epoch. Raises Diverged when the loss
-    is no longer finite, CheckpointError when what `out` holds does not fit, ValueError for a bad device, precision or
-    batch size.
+    an undisturbed run. `compiled` runs the network through `torch.compile`; `cuda_graphs`, on a CUDA GPU, captures it
+    as graphs besides, which saves small networks the launching of each kernel. `on_epoch` is called with the history so
+    far after each epoch. Inside `parallel.join` the processes of a run share each batch, and the first of them writes
+    the files. Raises Diverged when the loss is no longer finite, CheckpointError when what `out` holds does not fit,
+    ValueError for a bad device, precision or batch size.
     """
     where = devices.pick(device)
     precision = devices.pick_precision(where, precision)
     devices.keep_freed_memory()
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.seed + parallel.rank())  # each process drops other units of its images
     stats = channel_stats(data.train.images)
     batches = training_batches(data, stats, recipe, where, precision)
     model.to(where, memory_format=devices.memory_format(where))
+    parallel.synchronize_batch_norm(model)
     optimizer = make_optimizer(model, recipe)
     schedule = make_schedule(optimizer, recipe, recipe.epochs * len(batches))
     scaler = torch.amp.GradScaler(where.type, enabled=precision == "fp16")
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
     best = ema.module if ema else model  # the weights that are evaluated and kept
-    forward = torch.compile(model) if compiled else model
+    forward = compile_network(parallel.wrap(model), where, compiled, cuda_graphs)
 
     stateful = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler} | (
         {"ema": ema} if ema else {}
@@ -137,11 +141,12 @@ def fit(
         "precision": precision,
     }
     done = restore(out, stateful, batches.generator, identity) if resume else {"epoch": 0, "seconds": 0.0, "rows": []}
+    first = parallel.rank() == 0  # of the processes, or the only one
     rows, begin = done["rows"], time.perf_counter() - done["seconds"]
 
-    bar = tqdm(
-        total=recipe.epochs * len(batches), initial=done["epoch"] * len(batches), disable=not progress, unit="step"
-    )
+    progress = progress and first
+    steps = len(batches)
+    bar = tqdm(total=recipe.epochs * steps, initial=done["epoch"] * steps, disable=not progress, unit="step")
     with bar:
         for epoch in range(done["epoch"] + 1, recipe.epochs + 1):
             model.train()
@@ -164,7 +169,7 @@ def fit(
                 if progress and where.type == "cpu":  # a GPU would have to stop for the numbers
                     bar.set_postfix_str(f"epoch {epoch}: {in_words(meter.result())}", refresh=False)
                 bar.update()
-            trained = meter.result() | {"lr": schedule.get_last_lr()[0]}
+            trained = meter.total() | {"lr": schedule.get_last_lr()[0]}
             validated = evaluate(best, data.validation, stats, device=device, precision=precision)
             bar.set_postfix_str(f"epoch {epoch}: {in_words(trained)}, validation {validated['accuracy']:.2%}")
 
@@ -173,17 +178,25 @@ def fit(
                 rows += [
                     [run, epoch, epoch * len(batches), split, name, value, seconds] for name, value in metrics.items()
                 ]
-            if out is not None:
+            draws = {"data": batches.generator.get_state(), "torch": parallel.gather(random_state(where))}
+            if out is not None and first:
                 progress_so_far = {"epoch": epoch, "seconds": seconds, "rows": rows}
                 checkpoint.save_model(out, best, card(data, stats, epoch, validated["accuracy"]))
-                save(
-                    out, stateful, batches.generator, identity, progress_so_far
-                )  # last: what resumes finds all the rest
+                save(out, stateful, draws, identity, progress_so_far)  # last: what resumes finds all the rest
             if on_epoch is not None:
                 on_epoch(History(rows, columns=History.COLUMNS))
     if ema:
         model.load_state_dict(ema.module.state_dict())
     return History(rows, columns=History.COLUMNS)
+
+
+def compile_network(network: nn.Module, where: torch.device, compiled: bool, cuda_graphs: bool) -> nn.Module:
+    """Return `network` as `torch.compile` makes it, if asked for. Raises ValueError for CUDA graphs elsewhere."""
+    if cuda_graphs and where.type != "cuda":
+        raise ValueError(f"cuda_graphs=True needs a CUDA device, and this one is {where.type!r}: leave it out")
+    if not (compiled or cuda_graphs):
+        return network
+    return torch.compile(network, mode="reduce-overhead" if cuda_graphs else "default")
 
 
 class Meter:
@@ -194,6 +207,7 @@ class Meter:
         self.correct = torch.zeros((), dtype=torch.int64, device=where)
         self.weighted = torch.zeros((), dtype=torch.float64 if where.type != "mps" else torch.float32, device=where)
         self.count, self.step, self.first_step, self.begin = 0, 0, first_step, time.perf_counter()
+        self.processes = parallel.size()  # each sees as many images as this one
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add one batch: `loss` a scalar, `logits` N×num_classes, `labels` N. On a CPU raises Diverged at once."""
@@ -213,8 +227,14 @@ class Meter:
         return {
             "loss": float(self.weighted) / self.count,
             "accuracy": int(self.correct) / self.count,
-            "images_per_second": self.count / (time.perf_counter() - self.begin),
+            "images_per_second": self.processes * self.count / (time.perf_counter() - self.begin),
         }
+
+    def total(self) -> dict[str, float]:
+        """Return `result` over the images of all processes, which all must call this once, at the epoch's end."""
+        self.weighted, self.correct = parallel.all_sum(self.weighted), parallel.all_sum(self.correct)
+        self.count, self.processes = self.count * self.processes, 1
+        return self.result()
 
     def raise_diverged(self) -> None:
         losses = self.losses[: self.step].tolist()
@@ -234,15 +254,18 @@ def evaluate(
     model.to(where)
     was_training = model.training
     loss, correct = 0.0, 0
+    shared = len(split) >= parallel.size()
+    part = split[parallel.rank() :: parallel.size()] if shared else split  # this process' images
+    over_all = parallel.all_sum if shared else (lambda total: total)
     dtype = devices.PRECISIONS[precision]
     model.eval()
     with torch.inference_mode(), devices.autocast(where, precision):
-        for images, labels in Batches(split, stats, min(EVAL_BATCH, len(split)), device=where, dtype=dtype):
+        for images, labels in Batches(part, stats, min(EVAL_BATCH, len(part)), device=where, dtype=dtype):
             logits = model(images).float()
             loss = loss + F.cross_entropy(logits, labels, reduction="sum")
             correct = correct + (logits.argmax(1) == labels).sum()
     model.train(was_training)
-    return {"loss": float(loss) / len(split), "accuracy": int(correct) / len(split)}
+    return {"loss": float(over_all(loss)) / len(split), "accuracy": int(over_all(correct)) / len(split)}
 
 
 def training_batches(
@@ -260,6 +283,7 @@ def training_batches(
         flip=recipe.flip and data.can_flip,
         dtype=devices.PRECISIONS[precision],
         seed=recipe.seed,
+        share=(parallel.rank(), parallel.size()),
     )
 
 
@@ -298,12 +322,14 @@ def one_cycle(step: int, steps: int, warmup: float) -> float:
     return (step + 1) / (top + 1) if step < top else (steps - step) / (steps - top)
 
 
-def save(out: Path, stateful: dict[str, Any], generator: torch.Generator, identity: dict, progress: dict) -> None:
+def random_state(where: torch.device) -> Tensor:
+    """Return the state of the generator that dropout on `where` draws from."""
+    return torch.cuda.get_rng_state(where) if where.type == "cuda" else torch.get_rng_state()
+
+
+def save(out: Path, stateful: dict[str, Any], draws: dict[str, Any], identity: dict, progress: dict) -> None:
     """Write everything that the run in folder `out` needs to go on as if it had never stopped."""
     states = {name: part.state_dict() for name, part in stateful.items()}
-    draws = {"data": generator.get_state(), "torch": torch.get_rng_state()}
-    if on_cuda(stateful["model"]):
-        draws["cuda"] = torch.cuda.get_rng_state()
     record = {"identity": identity, "states": states, "draws": draws, "progress": progress}
     checkpoint.write(Path(out) / checkpoint.STATE_FILE, record)
 
@@ -331,9 +357,12 @@ def restore(out: Path | None, stateful: dict[str, Any], generator: torch.Generat
         if state.get("momentum_buffer") is not None:
             state["momentum_buffer"] = torch.empty_like(weight).copy_(state["momentum_buffer"])
     generator.set_state(saved["draws"]["data"])
-    torch.set_rng_state(saved["draws"]["torch"])
-    if "cuda" in saved["draws"] and on_cuda(stateful["model"]):
-        torch.cuda.set_rng_state(saved["draws"]["cuda"])
+    states = saved["draws"]["torch"]  # one a process; of another number of processes, some draw alike
+    state = states[parallel.rank() % len(states)]
+    if on_cuda(stateful["model"]):
+        torch.cuda.set_rng_state(state)
+    else:
+        torch.set_rng_state(state)
     return saved["progress"]
 
 

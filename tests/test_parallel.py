@@ -1,0 +1,225 @@
+"""Two processes that share a run compute what one computes, and a lost one ends the run with a message."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils import checkpoint, data, files, parallel, train
+from utils.model import CNN, CNNConfig
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+RECIPE = train.Recipe(epochs=20, batch_size=128, lr=0.05)  # 128 images: an epoch is one step
+
+
+def start(*command: object, **options: object) -> subprocess.Popen:
+    """Start `command` with two processes on CPUs."""
+    environment = os.environ | {"PYTHONPATH": str(files.ROOT), "OMP_NUM_THREADS": "1", "CNN_DEVICE": "cpu"}
+    arguments = [*TORCHRUN, *map(str, command)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(arguments, env=environment, cwd=files.ROOT, **pipes, **options)
+
+
+def finish(process: subprocess.Popen, seconds: float = 120) -> str:
+    """Return what `process` printed, which must end well."""
+    printed = process.communicate(timeout=seconds)[0]
+    assert process.returncode == 0, printed
+    return printed
+
+
+def twenty_steps() -> tuple[CNN, train.History]:
+    """Train a small network for 20 steps in fp32; each history row "train loss" is the loss of one step.
+
+    Its activation and pooling are smooth: with ReLU and max pooling, one value that rounds to the other side of zero
+    can move a gradient by a percent, and in 20 steps differences in rounding grow to some 1e-3 in the loss.
+    """
+    images = data.load().take(128)
+    images = replace(images, validation=images.validation[torch.arange(0, 5000, 25)])
+    torch.manual_seed(RECIPE.seed)
+    model = CNN(CNNConfig(width=4, activation="silu", pool="average"))
+    return model, train.fit(model, images, RECIPE, device="cpu", precision="fp32", progress=False)
+
+
+def column(history: train.History, split: str, metric: str) -> torch.Tensor:
+    rows = history[(history["split"] == split) & (history["metric"] == metric)]
+    return torch.tensor(rows["value"].to_numpy())
+
+
+def check_moments_and_gradients() -> None:
+    """The synchronized batch norm on half of a batch against `nn.BatchNorm2d` on all of it, in float64."""
+    torch.manual_seed(0)
+    images, direction = torch.randn(2, 8, 3, 5, 5, dtype=torch.float64) * 3 + 100
+    for momentum in (0.1, None):
+        plain = nn.BatchNorm2d(3, momentum=momentum).double()
+        nn.init.normal_(plain.weight)
+        ours = parallel.SyncBatchNorm2d.of(nn.BatchNorm2d(3, momentum=momentum).double())
+        ours.load_state_dict(plain.state_dict())
+        half = slice(4 * parallel.rank(), 4 * parallel.rank() + 4)
+        whole, part = images.clone().requires_grad_(), images[half].clone().requires_grad_()
+        for _ in range(2):
+            expected, found = plain(whole), ours(part)
+        torch.testing.assert_close(found, expected[half])
+        (expected * direction).sum().backward()
+        (found * direction[half]).sum().backward()
+        torch.testing.assert_close(part.grad, whole.grad[half])
+        torch.testing.assert_close(parallel.all_sum(ours.weight.grad), plain.weight.grad)
+        torch.testing.assert_close(parallel.all_sum(ours.bias.grad), plain.bias.grad)
+        for name, value in plain.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], value)
+        torch.testing.assert_close(ours.eval()(part), plain.eval()(whole)[half])
+
+
+def check_gradients_of_the_default_network() -> None:
+    """With ReLU and max pooling, in float64, where rounding does not matter: two processes against one."""
+    images = data.load().take(64)
+    stats = data.channel_stats(images.train.images)
+    gradients = []
+    for share in ((0, 1), (parallel.rank(), 2)):
+        torch.manual_seed(0)
+        model = network = CNN(CNNConfig(width=4)).double()
+        if share[1] == 2:
+            parallel.synchronize_batch_norm(model)
+            network = parallel.wrap(model)
+        (batch,) = data.Batches(images.train, stats, 64, shuffle=True, dtype=torch.float64, share=share)
+        F.cross_entropy(network(batch[0]), batch[1]).backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def worker(out: str) -> None:
+    """What each of the two processes of the tests does."""
+    torch.set_num_threads(1)
+    with parallel.join(torch.device("cpu")):
+        check_moments_and_gradients()
+        check_gradients_of_the_default_network()
+        model, history = twenty_steps()
+        if parallel.is_first():
+            checkpoint.write(Path(out), {"weights": model.state_dict(), "history": history.to_numpy().tolist()})
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """Weights and history of `twenty_steps` by two processes."""
+    out = tmp_path_factory.mktemp("parallel") / "result"
+    finish(start("-m", "tests.test_parallel", out))
+    found = checkpoint.read(out)
+    return found["weights"], train.History(found["history"], columns=train.History.COLUMNS)
+
+
+def test_two_processes_train_as_one(of_two):
+    """The loss of each of 20 steps to 1e-4; then the weights and batch norm's statistics, and the validation."""
+    weights, history = of_two
+    model, alone = twenty_steps()
+    losses = column(alone, "train", "loss")
+    assert len(losses) == 20
+    assert losses[-1] < 0.9 * losses[0]
+    torch.testing.assert_close(column(history, "train", "loss"), losses, rtol=0, atol=1e-4)
+    assert torch.equal(column(history, "train", "accuracy"), column(alone, "train", "accuracy"))
+    torch.testing.assert_close(
+        column(history, "validation", "loss"), column(alone, "validation", "loss"), rtol=0, atol=1e-3
+    )
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-3)
+
+
+FAST = ["--images", "640", "--batch-size", "128", "--width", "4", "--precision", "fp32", "--no-test"]
+
+
+def test_a_killed_worker_ends_the_run_and_resume_goes_on(tmp_path):
+    """The message comes within a minute; the resumed run ends with the very weights of one that nothing disturbed."""
+    printed = finish(
+        start("cnn.py", *FAST, "--epochs", 8, "--dropout", 0.1, "--dropout-where", "head", "--out", tmp_path / "a")
+    )
+    assert "threads, 2 processes" in printed
+    assert printed.count("validation accuracy") == 1  # one process talks
+
+    run = start("cnn.py", *FAST, "--epochs", 8, "--dropout", 0.1, "--dropout-where", "head", "--out", tmp_path / "b")
+    state = tmp_path / "b" / checkpoint.STATE_FILE
+    deadline = time.monotonic() + 60
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = [child for child in psutil.Process(run.pid).children() if "cnn.py" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    second = next(child for child in workers if child.environ()["RANK"] == "1")
+    begin = time.monotonic()
+    second.send_signal(signal.SIGKILL)
+    printed = run.communicate(timeout=90)[0]
+    assert run.returncode != 0
+    assert time.monotonic() - begin < 60
+    message = re.search(r"error: another process of this run has ended.*Go on with: (.*)", printed)
+    assert message, printed
+    assert message.group(1).startswith("torchrun --nproc-per-node 2 cnn.py --resume --out")
+    assert not (tmp_path / "b" / "history.csv").exists()
+
+    finish(start("cnn.py", "--resume", "--no-test", "--out", tmp_path / "b"))
+    weights = [checkpoint.read(tmp_path / run / checkpoint.MODEL_FILE)["weights"] for run in "ab"]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    images = data.load().take(100)
+    stats = data.channel_stats(images.train.images)
+    with pytest.raises(ValueError, match="batch_size is 25: expected a multiple of 2, the number of processes"):
+        data.Batches(images.train, stats, 25, shuffle=True, share=(0, 2))
+
+
+def test_shares_are_parts_of_the_same_batches():
+    images = data.load().take(100)
+    stats = data.channel_stats(images.train.images)
+    options = {"shuffle": True, "crop_padding": 2, "flip": True, "seed": 3}
+    whole = list(data.Batches(images.train, stats, 20, **options))
+    shares = [list(data.Batches(images.train, stats, 20, **options, share=(i, 2))) for i in range(2)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for i, part in enumerate(parts):
+            assert torch.equal(part[0], batch[0][i::2])
+            assert torch.equal(part[1], batch[1][i::2])
+
+
+def test_without_torchrun_nothing_changes():
+    model = CNN(CNNConfig(width=4))
+    with parallel.join(torch.device("mps")):  # not even a device is looked at
+        assert (parallel.rank(), parallel.size(), parallel.is_first()) == (0, 1, True)
+        assert parallel.wrap(model) is model
+        parallel.synchronize_batch_norm(model)
+        assert not any(isinstance(module, parallel.SyncBatchNorm2d) for module in model.modules())
+        total = torch.ones(2)
+        assert parallel.all_sum(total) is total
+        assert parallel.gather(total) == [total]
+
+
+def test_a_device_that_cannot_work_with_others_is_refused(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    refused = pytest.raises(ValueError, match="cannot share a run on 'mps': choose --device cpu or cuda")
+    with refused, parallel.join(torch.device("mps")):
+        pass
+
+
+def test_only_losses_of_a_partner_are_reported_as_such(monkeypatch):
+    """An error of our own stays what it is; SIGTERM, which torchrun sends the others, is a lost partner."""
+    monkeypatch.setattr(parallel, "launched", lambda: True)
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda *_, **__: None)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="shapes differ") as raised, parallel.join(torch.device("cpu")):
+        raise RuntimeError("shapes differ")
+    assert not isinstance(raised.value, parallel.WorkerLost)
+    with pytest.raises(parallel.WorkerLost, match="no process can go on alone"), parallel.join(torch.device("cpu")):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    with pytest.raises(parallel.WorkerLost), parallel.join(torch.device("cpu")):
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+if __name__ == "__main__":
+    worker(sys.argv[1])
