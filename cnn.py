@@ -32,6 +32,7 @@ OPTIONS = ("device", "precision", "compiled", "cuda_graphs")  # of train.fit
 FROM_DATA = ("in_channels", "num_classes")  # fields of CNNConfig that the data decide
 
 DEVICE_HELP = "auto (CUDA before MPS before CPU), cpu, cuda, cuda:1 or mps  [default: auto]"
+BENCH_HELP = "loop, frameworks, wide, images, width, avx2, dropout, probes, processes, or all  [default: loop]"
 DATA_HELP = f"{', '.join(data.DATASETS)}, or a folder of images (train/CLASS/*, test/CLASS/*)"
 
 Size = Annotated[int | None, typer.Option(help="resize images to SIZE × SIZE pixels")]
@@ -300,14 +301,15 @@ def stats(
 
 @app.command()
 def bench(
+    what: Annotated[list[str] | None, typer.Argument(help=BENCH_HELP, show_default=False)] = None,
     rounds: Annotated[int, typer.Option(help="measurements of each loop, in turn")] = 5,
     images: Annotated[int, typer.Option(help="training images a measurement")] = 12_288,
     accuracy: Annotated[bool, typer.Option("--accuracy", help="also train the defaults with five seeds")] = False,
 ) -> None:
-    """Measure the course's training loop against the usual one, and the share of the machine's peak it reaches."""
+    """Measure how fast the course's training loop is, here and now: against other loops, and the machine's peak."""
     from utils import bench as benchmark
 
-    benchmark.speed(rounds, images)
+    benchmark.speed(what or ["loop"], rounds, images)
     if accuracy:
         benchmark.accuracy()
 

@@ -12,19 +12,20 @@ from utils import kernels
 SHAPES = [(3, 5, 3, 1, 2), (3, 5, 3, 2, 4), (4, 6, 1, 2, 7), (4, 6, 1, 2, 8), (2, 3, 3, 2, 5), (2, 2, 5, 3, 9)]
 
 
+@pytest.mark.parametrize("product", [kernels.PatchProduct, kernels.MapProduct])
 @pytest.mark.parametrize(("fan_in", "fan_out", "kernel", "stride", "size"), SHAPES)
-def test_patch_product_is_the_convolution(fan_in, fan_out, kernel, stride, size):
+def test_products_are_the_convolution(fan_in, fan_out, kernel, stride, size, product):
     """Outputs and both gradients against torch's, in float64; then first and second derivatives numerically."""
     torch.manual_seed(0)
     x = torch.randn(2, fan_in, size, size + 1, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(fan_out, fan_in, kernel, kernel, dtype=torch.float64, requires_grad=True)
-    ours = kernels.PatchProduct.apply(x, weight, stride, kernel // 2)
+    ours = product.apply(x, weight, stride, kernel // 2)
     theirs = F.conv2d(x, weight, stride=stride, padding=kernel // 2)
     torch.testing.assert_close(ours, theirs)
     direction = torch.randn_like(theirs)
     for a, b in zip(*(torch.autograd.grad(out, (x, weight), direction) for out in (ours, theirs)), strict=True):
         torch.testing.assert_close(a, b)
-    apply = lambda x, weight: kernels.PatchProduct.apply(x, weight, stride, kernel // 2)  # noqa: E731
+    apply = lambda x, weight: product.apply(x, weight, stride, kernel // 2)  # noqa: E731
     small = (x[:1].detach().requires_grad_(), weight)
     assert torch.autograd.gradcheck(apply, small)
     assert torch.autograd.gradgradcheck(apply, small)
@@ -54,9 +55,47 @@ def test_layer_is_torchs_layer_in_bf16(bias, kernel, stride, size):
 
 def test_other_precisions_take_torchs_own_path(monkeypatch):
     monkeypatch.setattr(kernels, "PatchProduct", None)
+    monkeypatch.setattr(kernels, "MapProduct", None)
     layer = kernels.Conv2d(2, 2, 3, padding=1)
     assert layer(torch.randn(1, 2, 2, 2)).shape == (1, 2, 2, 2)
     assert layer.double()(torch.randn(1, 2, 2, 2).double()).dtype == torch.float64
+
+
+# -------------------------------------------------------------------------------------------------------- max pooling
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_max_pooling_is_torchs_to_the_bit(memory_format, ceil_mode):
+    """Few different values, so that most windows have equal ones: the gradient goes to the same one of them."""
+    torch.manual_seed(0)
+    values = torch.randint(-2, 3, (8, 5, 6, 10)).bfloat16().to(memory_format=memory_format)
+    results = []
+    for pool in (kernels.MaxPool2d(2, ceil_mode=ceil_mode), nn.MaxPool2d(2, ceil_mode=ceil_mode)):
+        x = values.clone().requires_grad_()
+        out = pool(x)
+        (gradient,) = torch.autograd.grad(
+            out, x, torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+        )
+        results.append((out, gradient))
+        assert torch.equal(pool(values), out)
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_max_pooling_passes_nan_on():
+    x = torch.ones(1, 1, 2, 2, dtype=torch.bfloat16)
+    x[0, 0, 1, 0] = torch.nan
+    assert kernels.MaxPool2d(2)(x).isnan().all()
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 3, "stride": 2}, {"kernel_size": 2, "padding": 1}])
+def test_other_max_pooling_takes_torchs_own_path(monkeypatch, options):
+    monkeypatch.setattr(kernels, "LargerOfNeighbours", None)
+    x = torch.randn(2, 3, 6, 6).bfloat16()
+    assert torch.equal(kernels.MaxPool2d(**options)(x), nn.MaxPool2d(**options)(x))
+    assert kernels.MaxPool2d(2, ceil_mode=True)(x[..., :5]).shape == (2, 3, 3, 3)
+    assert kernels.MaxPool2d(2)(x.float()).dtype == torch.float32
 
 
 # ------------------------------------------------------------------------------------------------------------ dropout

@@ -80,6 +80,8 @@ def test_numbers_are_those_of_autograd(dtype):
 
     with Probes(model) as probe:
         step(model, images)
+        step(model, images)  # not recorded: it must change no number of the first
+    assert steps(probe) == [1]
     close = dict(rel=1e-5 if dtype == torch.float32 else 1e-12)
     assert set(probe.frame()["layer"]) == set(outputs)  # and no row of the Identity
     for (name, output), gradient in zip(outputs.items(), gradients, strict=False):
@@ -107,15 +109,16 @@ def test_a_reused_layer_has_rows_for_each_call():
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_dead_units_are_found(name, memory_format):
-    """Of five channels one is negative everywhere, one is far above saturation, one is at its zero."""
+    """Of five channels one is negative, one far above saturation, one constantly 0 and one constantly 1."""
     images = torch.linspace(-1, 1, 2 * 5 * 3 * 3).reshape(2, 5, 3, 3)
     images[:, 0] -= 5
     images[:, 1] += 200
     images[:, 2] = 0
+    images[:, 3] = 1
     layer = ACTIVATIONS[name]()
     with Probes(layer) as probe:
         layer(images.to(memory_format=memory_format))
-    dead = {"relu": 2, "tanh": 2}.get(name, 1)  # the negative one: a ReLU's; the saturated one: a tanh's; zero: all
+    dead = {"relu": 2, "tanh": 3}.get(name, 2)  # a ReLU's: negative and 0; others': what is constant or saturated
     assert value(probe, "model", "dead") == pytest.approx(dead / 5)
 
 
@@ -252,9 +255,8 @@ def test_the_first_update_of_the_network_is_that_of_sgd(images):
     sizes = {name: weight.norm().item() for name, weight in model.named_parameters()}
     with Probes(model) as probe:
         train.fit(model, images, recipe, device="cpu", precision="fp32", progress=False)
-    lr = torch.optim.lr_scheduler.ConstantLR(torch.optim.SGD([torch.ones(1)], 0.1), factor=1.0).get_last_lr()[0]
     for name in ("stem.conv", "layers.3.0.conv2", "head"):
-        ratio = 1.9 * lr * value(probe, name, "weight_gradient") / sizes[f"{name}.weight"]
+        ratio = 1.9 * recipe.lr * value(probe, name, "weight_gradient") / sizes[f"{name}.weight"]
         assert value(probe, name, "update_ratio") == pytest.approx(ratio, rel=1e-3)
 
 

@@ -1,13 +1,13 @@
-"""How fast the training loop is: against the loop that people paste, and against what the machine can multiply."""
+"""How fast the training loop is: against the loops that people use, and against what the machine can multiply."""
 
-import gzip
+import contextlib
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
@@ -16,76 +16,258 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 
-from utils import data, device, files, train
+from utils import data, device, files, loops, train
 from utils.model import CNN, CNNConfig
 
 SPEED_FILE = "speed.csv"
 ACCURACY_FILE = "accuracy.csv"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"  # of the README's section
-PEAK_SIDE = 4096  # side of the square matrices whose product measures the peak
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}  # what PyTorch and oneDNN may use of the CPU
+Row = dict[str, object]
 
 
-def speed(rounds: int = 5, images: int = 12_288) -> pd.DataFrame:
-    """Measure both loops `rounds` times in turn, print the table, append it to results/speed.csv and return its rows.
+def speed(names: Sequence[str] = ("loop",), rounds: int = 5, images: int = 12_288) -> pd.DataFrame:
+    """Make the measurements called `names` (of `MEASUREMENTS`, or "all"), print them, append them to results/speed.csv.
 
-    Same network, batch size, augmentation and optimizer in both, on `images` training images. Each loop has a process
-    of its own, so that neither gets the other's settings; a first round warms up and is not counted. Raises ValueError
-    for fewer than one round or than one batch of images.
+    Whatever is compared runs in turn, `rounds` times after a first round that warms up and is not counted, on `images`
+    training images. Returns the rows. Raises ValueError for an unknown name, for fewer than one round or than one batch
+    of images, and ModuleNotFoundError for "frameworks" without the packages of requirements-bench.txt.
     """
+    names = list(MEASUREMENTS) if "all" in names else names
+    unknown = [name for name in names if name not in MEASUREMENTS]
+    if unknown:
+        raise ValueError(f"unknown measurement {unknown[0]!r}: choose from all, {', '.join(MEASUREMENTS)}")
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: expected at least 1")
     if images < train.Recipe.batch_size:
         raise ValueError(f"images={images}: expected at least one batch, {train.Recipe.batch_size}")
+    machine, tables = device.describe(), []
+    for name in names:
+        table = pd.DataFrame(MEASUREMENTS[name](rounds, images)).assign(measurement=name)
+        print(table.drop(columns="measurement").to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
+        append(files.results_dir() / SPEED_FILE, table, machine)  # at once: a later one that fails loses nothing
+        tables.append(table)
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    return pd.concat(tables, ignore_index=True)
+
+
+def measure_loop(rounds: int, images: int) -> list[Row]:
+    """The course's loop against the usual one: same network, batch size, augmentation and optimizer."""
     where, precision = device.pick(), device.pick_precision(device.pick())
-    with tempfile.TemporaryDirectory() as folder, own_process() as usual, own_process() as course:
-        lay_out_for_torchvision(Path(folder))
-        tries = {n: partial(lambda n: usual.submit(usual_speed, folder, images, n).result(), n) for n in (0, 2)}
-        workers = max((speeds, n) for n, speeds in interleave(tries, rounds=1).items())[1]
-        loops = {
-            "usual": lambda: usual.submit(usual_speed, folder, images, workers).result(),
-            "course": lambda: course.submit(course_speed, images).result(),
+    with laid_out() as folder, own_process() as usual, own_process() as course:
+        workers = best_workers(folder, usual, images)
+        turns = {
+            "usual": call(usual, loops.usual, folder, images, workers),
+            "course": call(course, loops.course, images),
+            "peak": call(course, loops.matmul_peak, where, precision),
         }
-        measured = interleave(loops, rounds)
-        memory = {"usual": usual.submit(peak_memory).result(), "course": course.submit(peak_memory).result()}
-    peak = matmul_peak(where, precision)
-    starts = [seconds_to_first_step() for _ in range(rounds)]
-    flops = step_flops(CNNConfig(), data.load().image_size)
-    ratios = [ours / theirs for ours, theirs in zip(measured["course"], measured["usual"], strict=True)]
-    rows = [
+        measured = interleave(turns, rounds)
+        memory = call(usual, peak_memory)()
+    flops = loops.step_flops(CNN(CNNConfig()), data.load().train.images.shape[1:])
+    return [
         row(f"usual loop, {workers} workers, fp32", "images/s", measured["usual"]),
         row(f"the course's loop, {precision}", "images/s", measured["course"]),
-        row("ratio of the two", "×", ratios),
-        row(f"peak of the {precision} matrix product", "GFLOP/s", [peak / 1e9]),
-        row("the course's loop, share of that peak", "%", [100 * speed * flops / peak for speed in measured["course"]]),
-        row("from `python cnn.py` to the first step", "s", starts),
-        row("usual loop, memory", "GB", [memory["usual"] / 1e9]),
-        row("the course's loop, memory", "GB", [memory["course"] / 1e9]),
+        row("ratio of the two", "×", ratios(measured["course"], measured["usual"])),
+        row(f"peak of the {precision} matrix product", "GFLOP/s", [peak / 1e9 for peak in measured["peak"]]),
+        row("the course's loop, share of that peak", "%", shares(measured, "course", flops)),
+        row("from `python cnn.py` to the first step", "s", [loops.seconds_to_first_step() for _ in range(rounds)]),
+        row("usual loop, memory", "GB", [memory / 1e9]),
+        row("`python cnn.py`, memory", "GB", [memory_of_a_run() / 1e9 for _ in range(rounds)]),
     ]
-    table = pd.DataFrame(rows)
-    print(table.to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
-    machine = device.describe()
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    append(files.results_dir() / SPEED_FILE, table, machine)
-    return table
 
 
-def seconds_to_first_step() -> float:
-    """Return the seconds from the command `python cnn.py` until its first step, weights updated, is done."""
-    stop = "import os; from utils import train; train.tqdm.update = lambda *_: os._exit(0); import cnn; cnn.main()"
+def measure_frameworks(rounds: int, images: int) -> list[Row]:
+    """The same network and recipe in PyTorch Lightning and fastai: as in their tutorials, and at their best."""
+    from utils import frameworks
+
+    theirs = {
+        "Lightning, as its tutorial has it": frameworks.lightning_speed,
+        "fastai, as its tutorial has it": frameworks.fastai_speed,
+        "Lightning, at its best": frameworks.lightning_best_speed,
+        "fastai, at its best": frameworks.fastai_best_speed,
+    }
+    with laid_out() as folder, contextlib.ExitStack() as stack:
+        processes = {name: stack.enter_context(own_process()) for name in ("course", *theirs)}
+        turns = {"course": call(processes["course"], loops.course, images)}
+        for name, loop in theirs.items():
+            arguments = (loop, images) if "best" in name else (on_loader, loop, folder, images)
+            turns[name] = call(processes[name], *arguments)
+        measured = interleave(turns, rounds)
+    rows = [row("the course's loop beside the frameworks", "images/s", measured["course"])]
+    for name in theirs:
+        rows.append(row(name, "images/s", measured[name]))
+        rows.append(row(f"the course's loop against {name}", "×", ratios(measured["course"], measured[name])))
+    return rows
+
+
+def on_loader(loop: Callable[[DataLoader], float], folder: str, images: int) -> float:
+    """Return the speed of a framework's `loop` on the usual DataLoader, without workers, as in the tutorials."""
+    return loop(loops.usual_loader(folder, images, train.Recipe(), workers=0))
+
+
+def measure_wide(rounds: int, images: int) -> list[Row]:
+    """A network of wide stride-1 convolutions and pooling on 3×32×32 images: how near the loop comes to the peak."""
+    where, precision = device.pick(), device.pick_precision(device.pick())
+    with own_process() as process:
+        turns = {
+            "wide": call(process, loops.wide, min(images, 2048)),
+            "peak": call(process, loops.matmul_peak, where, precision),
+        }
+        measured = interleave(turns, rounds)
+    return [
+        row("wide network, 3×32×32 images", "images/s", measured["wide"]),
+        row(
+            "wide network, share of the peak",
+            "%",
+            shares(measured, "wide", loops.step_flops(loops.wide_network(), loops.WIDE_IMAGE)),
+        ),
+    ]
+
+
+def measure_images(rounds: int, images: int) -> list[Row]:
+    """Time an image as the training set grows, the smallest one in ten epochs, of one step each."""
+    sizes = (1_000, 10_000, 60_000)
+    with own_process() as process:
+        measured = interleave({n: call(process, loops.course, n, max(1, 10_000 // n)) for n in sizes}, rounds)
+    times = {n: [1e6 / speed for speed in speeds] for n, speeds in measured.items()}
+    rows = [row(f"time an image, training set of {n:,}", "µs", times[n]) for n in sizes]
+    return [*rows, row("time an image, 60,000 against 1,000", "×", ratios(times[60_000], times[1_000]))]
+
+
+def measure_width(rounds: int, images: int) -> list[Row]:
+    """Time an image as the network grows wider, against its FLOPs."""
+    widths = (16, 32, 64, 128)
+    image = data.load().train.images.shape[1:]
+    flops = {n: loops.step_flops(CNN(CNNConfig(width=n)), image) for n in widths}
+    with own_process() as process:
+        steps = {16: 12, 32: 12, 64: 6, 128: 4}
+        batch = train.Recipe.batch_size
+        turns = {n: call(process, loops.course, steps[n] * batch, width=n) for n in widths}
+        measured = interleave(turns, rounds)
+    times = {n: [1e6 / speed for speed in speeds] for n, speeds in measured.items()}
+    growth = [time / (flops[128] / flops[16]) for time in ratios(times[128], times[16])]
+    rows = [row(f"time an image, width {n}", "µs", times[n]) for n in widths]
+    return [*rows, row("width 16 to 128: growth of time against growth of FLOPs", "×", growth)]
+
+
+def measure_avx2(rounds: int, images: int) -> list[Row]:
+    """Both loops on a CPU without bf16 instructions, or on this one when it is told to do without."""
+    with laid_out() as folder, own_process(AVX2) as usual, own_process(AVX2) as course:
+        workers = best_workers(folder, usual, images)
+        precision = call(course, cpu_precision)()
+        turns = {
+            "usual": call(usual, loops.usual, folder, images, workers),
+            "course": call(course, loops.course, images),
+        }
+        measured = interleave(turns, rounds)
+    return [
+        row("AVX2 only: usual loop, fp32", "images/s", measured["usual"]),
+        row(f"AVX2 only: the course's loop, {precision}", "images/s", measured["course"]),
+        row("AVX2 only: ratio of the two", "×", ratios(measured["course"], measured["usual"])),
+    ]
+
+
+def measure_dropout(rounds: int, images: int) -> list[Row]:
+    """A step with dropout in every block against one without."""
+    dropout = {"dropout": 0.1, "dropout_where": "everywhere"}
+    with own_process() as process:
+        turns = {"none": call(process, loops.course, images), "all": call(process, loops.course, images, **dropout)}
+        measured = interleave(turns, rounds)
+    return [row("dropout everywhere: a step against one without", "×", ratios(measured["none"], measured["all"]))]
+
+
+def measure_probes(rounds: int, images: int) -> list[Row]:
+    """A run with all probes at every 10th step against one without."""
+    with own_process() as process:
+        turns = {"without": call(process, loops.course, images), "with": call(process, loops.probed, images)}
+        measured = interleave(turns, rounds)
+    return [
+        row("probes every 10th step: a run against one without", "×", ratios(measured["without"], measured["with"]))
+    ]
+
+
+def measure_processes(rounds: int, images: int) -> list[Row]:
+    """Two processes of half the threads, which share every batch, against one process."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    commands = {"one": [sys.executable], "two": torchrun}
+    measured = interleave({name: partial(loops.command, command, images) for name, command in commands.items()}, rounds)
+    return [
+        row("one process", "images/s", measured["one"]),
+        row("two processes that share each batch", "images/s", measured["two"]),
+        row("two processes against one", "×", ratios(measured["two"], measured["one"])),
+    ]
+
+
+MEASUREMENTS = {
+    "loop": measure_loop,
+    "frameworks": measure_frameworks,
+    "wide": measure_wide,
+    "images": measure_images,
+    "width": measure_width,
+    "avx2": measure_avx2,
+    "dropout": measure_dropout,
+    "probes": measure_probes,
+    "processes": measure_processes,
+}
+
+
+def ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    """Return the quotient of each pair that was measured in the same round."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def shares(measured: dict[str, list[float]], name: str, flops: float) -> list[float]:
+    """Return the percentage of each round's peak that images of `flops` FLOPs each made use of."""
+    return [100 * flops * share for share in ratios(measured[name], measured["peak"])]
+
+
+@contextlib.contextmanager
+def laid_out() -> Iterator[str]:
+    """Yield a temporary folder with the images where torchvision looks for them."""
     with tempfile.TemporaryDirectory() as folder:
-        begin = time.perf_counter()
-        command = [sys.executable, "-c", stop, "train", "--out", folder]
-        subprocess.run(command, cwd=files.ROOT, check=True, capture_output=True)
-        return time.perf_counter() - begin
+        loops.lay_out_for_torchvision(Path(folder))
+        yield folder
 
 
-def own_process() -> ProcessPoolExecutor:
-    """Return an executor of one fresh process."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+def best_workers(folder: str, process: ProcessPoolExecutor, images: int) -> int:
+    """Return the number of workers, 0 or 2, with which the usual loop is faster here."""
+    tries = {n: call(process, loops.usual, folder, images, n) for n in (0, 2)}
+    return max((speeds, n) for n, speeds in interleave(tries, rounds=1).items())[1]
+
+
+@contextlib.contextmanager
+def own_process(environment: Mapping[str, str] | None = None) -> Iterator[ProcessPoolExecutor]:
+    """Yield an executor of one fresh process, in which `environment` is set too; no other's settings act there."""
+    before = dict(os.environ)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        os.environ.update(environment or {})
+        try:
+            process.submit(os.getpid).result()  # now it starts
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        yield process
+
+
+def call(process: ProcessPoolExecutor, function: Callable, *arguments: object, **options: object) -> Callable:
+    """Return a function that calls `function` in `process` and waits for its result."""
+    return lambda: process.submit(function, *arguments, **options).result()
+
+
+def memory_of_a_run() -> int:
+    """Return the largest resident memory of `python cnn.py` over one epoch and all that follows, in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "cnn.py", "--epochs", "1", "--no-test", "--out", folder]
+        with own_process() as process:
+            call(process, subprocess.run, command, cwd=files.ROOT, check=True, capture_output=True)()
+            return call(process, peak_memory, of_children=True)()
+
+
+def cpu_precision() -> str:
+    """Return the precision that this process trains in on the CPU."""
+    return device.pick_precision(torch.device("cpu"))
 
 
 def accuracy(seeds: range = range(5)) -> pd.DataFrame:
@@ -117,91 +299,6 @@ def interleave(loops: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
     return measured
 
 
-def course_speed(images: int) -> float:
-    """Return the images per second of `train.fit` over one epoch of `images` images."""
-    recipe = train.Recipe(epochs=1)
-    torch.manual_seed(recipe.seed)
-    history = train.fit(CNN(CNNConfig()), data.load().take(images), recipe, progress=False)
-    return history.last("train", "images_per_second")
-
-
-def usual_loader(folder: str, images: int, recipe: train.Recipe, workers: int) -> DataLoader:
-    """Return what tutorials build: torchvision's data set (in `folder`), transforms image by image, a DataLoader."""
-    from torchvision import datasets, transforms
-
-    stats = data.channel_stats(data.load().train.images)
-    steps = [
-        transforms.RandomCrop(28, padding=recipe.crop_padding, padding_mode="reflect"),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(stats.mean, stats.std),
-    ]
-    whole = datasets.FashionMNIST(folder, train=True, transform=transforms.Compose(steps))
-    part = torch.utils.data.Subset(whole, range(images))
-    return DataLoader(part, recipe.batch_size, shuffle=True, num_workers=workers, drop_last=True)
-
-
-def lay_out_for_torchvision(folder: Path) -> None:
-    """Unpack the embedded files below `folder` to where torchvision's FashionMNIST looks for them."""
-    raw = folder / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for packed in data.FASHION_MNIST.glob("*.gz"):
-        (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
-
-
-def usual_speed(folder: str, images: int, workers: int) -> float:
-    """Return the images per second of the loop that tutorials show: fp32, N×C×H×W in memory, `.item()` every step.
-
-    The clock starts with the first batch at hand: starting the DataLoader's workers is not counted.
-    """
-    recipe, where = train.Recipe(epochs=1), device.pick()
-    loader = usual_loader(folder, images, recipe, workers)
-    torch.manual_seed(recipe.seed)
-    model = CNN(CNNConfig()).to(where)
-    optimizer = train.make_optimizer(model, recipe)
-    schedule = train.make_schedule(optimizer, recipe, len(loader))
-    running_loss, correct, total, begin = 0.0, 0, 0, None
-    for pixels, labels in loader:
-        begin = begin or time.perf_counter()
-        pixels, labels = pixels.to(where), labels.to(where)
-        optimizer.zero_grad()
-        logits = model(pixels)
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        running_loss += loss.item()
-        correct += (logits.argmax(1) == labels).sum().item()
-        total += len(labels)
-    return total / (time.perf_counter() - begin)
-
-
-def matmul_peak(where: torch.device, precision: str, repeats: int = 5) -> float:
-    """Return the FLOP/s of the best of `repeats` products of two 4096 × 4096 matrices in `precision`."""
-    a, b = (torch.randn(PEAK_SIDE, PEAK_SIDE, device=where, dtype=device.PRECISIONS[precision]) for _ in range(2))
-    seconds = []
-    for _ in range(repeats + 1):
-        synchronize(where)
-        begin = time.perf_counter()
-        a @ b
-        synchronize(where)
-        seconds.append(time.perf_counter() - begin)
-    return 2 * PEAK_SIDE**3 / min(seconds[1:])
-
-
-def synchronize(where: torch.device) -> None:
-    """Wait until a GPU has done what it was given; a CPU always has."""
-    if where.type in ("cuda", "mps"):
-        getattr(torch, where.type).synchronize()
-
-
-def step_flops(config: CNNConfig, image_size: tuple[int, int]) -> float:
-    """Return the FLOPs (2 × multiply-adds) of training on one image: forward and backward, as PyTorch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        CNN(config)(torch.zeros(2, config.in_channels, *image_size)).sum().backward()
-    return counter.get_total_flops() / 2
-
-
 def row(what: str, unit: str, values: list[float]) -> dict[str, object]:
     """Return a line of the table: median, smallest and largest of `values`."""
     return {
@@ -214,21 +311,21 @@ def row(what: str, unit: str, values: list[float]) -> dict[str, object]:
     }
 
 
-def peak_memory() -> int:
-    """Return the largest resident memory of this process so far, in bytes."""
+def peak_memory(of_children: bool = False) -> int:
+    """Return the largest resident memory of this process so far, or of one that it started and waited for, in bytes."""
     try:
         import resource  # not on Windows, where psutil knows the peak
     except ImportError:
         return psutil.Process().memory_info().peak_wset
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    who = resource.RUSAGE_CHILDREN if of_children else resource.RUSAGE_SELF
+    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measured_block(accuracy_date: str | None = None, speed_date: str | None = None) -> str:
+def measured_block(dates: Sequence[str] | None = None) -> str:
     """Return the README's section of measured figures from the rows in results/ of these dates, or else the newest."""
-    runs = measured_on(ACCURACY_FILE, accuracy_date)
-    loops = measured_on(SPEED_FILE, speed_date)
+    runs, speeds = measured_on(ACCURACY_FILE, dates), measured_on(SPEED_FILE, dates)
     lines = [
-        f"<!-- {ACCURACY_FILE} of {runs.date.iloc[0]}, {SPEED_FILE} of {loops.date.iloc[0]} -->",
+        f"<!-- measured on {', '.join(dict.fromkeys([*runs.date, *speeds.date]))} -->",
         "## Measured",
         "",
         "| | median | from – to | n |",
@@ -236,12 +333,15 @@ def measured_block(accuracy_date: str | None = None, speed_date: str | None = No
         line("Fashion-MNIST test accuracy, defaults", runs.test_accuracy * 100, "{:.2f} %"),
         line("training time, validation each epoch included", runs.seconds, "{:.0f} s"),
     ]
-    for loop in loops.itertuples():
-        digits = 0 if loop.median >= 100 else 2
-        spread = f"{loop.min:,.{digits}f} – {loop.max:,.{digits}f}" if loop.n > 1 else ""
-        lines.append(f"| {loop.what} | {loop.median:,.{digits}f} {loop.unit} | {spread} | {loop.n} |")
-    hardware = {machine_in_words(rows.iloc[0]) for rows in (runs, loops)}
-    lines += ["", f"Measured on {'; '.join(sorted(hardware))}. `python cnn.py bench --accuracy` measures it on yours."]
+    for measured in speeds.itertuples():
+        digits = 0 if measured.median >= 100 else 2
+        spread = f"{measured.min:,.{digits}f} – {measured.max:,.{digits}f}" if measured.n > 1 else ""
+        lines.append(f"| {measured.what} | {measured.median:,.{digits}f} {measured.unit} | {spread} | {measured.n} |")
+    hardware = {machine_in_words(row) for rows in (runs, speeds) for _, row in rows.iterrows()}
+    lines += [
+        "",
+        f"Measured on {'; '.join(sorted(hardware))}. `python cnn.py bench all --accuracy` measures it on yours.",
+    ]
     return "\n".join(lines)
 
 
@@ -251,10 +351,13 @@ def machine_in_words(row: pd.Series) -> str:
     return f"{row.cores} cores of an {row.cpu} ({row.instructions}, {row.precision}), torch {row.torch}; {gpu}"
 
 
-def measured_on(name: str, date: str | None) -> pd.DataFrame:
-    """Return the rows of results/`name` of one measurement: that of `date`, or the newest."""
+def measured_on(name: str, dates: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the rows of results/`name` of these `dates`, or else the newest of each measurement."""
     rows = pd.read_csv(files.ROOT / "results" / name)
-    return rows[rows["date"] == (date or rows["date"].iloc[-1])]
+    if dates is not None:
+        return rows[rows["date"].isin(dates)]
+    kind = rows["measurement"] if "measurement" in rows else pd.Series("accuracy", rows.index)
+    return rows[rows["date"] == rows.groupby(kind)["date"].transform("max")]
 
 
 def line(what: str, values: pd.Series, form: str) -> str:

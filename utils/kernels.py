@@ -1,10 +1,13 @@
 """The same results from faster PyTorch calls, for the few operations in which PyTorch's own are slow on a CPU."""
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 SMALL_MAP = 4  # pixels of an output map up to which a product of patches beats oneDNN's convolution
 
@@ -17,16 +20,81 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if x.device.type != "cpu" or dtype != torch.bfloat16 or not self.is_faster_as_product(x):
+        product = self.faster_product(x) if x.device.type == "cpu" and dtype == torch.bfloat16 else None
+        if product is None:
             return super().forward(x)
-        out = PatchProduct.apply(x.to(dtype), self.weight.to(dtype), self.stride[0], self.padding[0])
+        out = product.apply(x.to(dtype), self.weight.to(dtype), self.stride[0], self.padding[0])
         return out if self.bias is None else out + self.bias.to(dtype).view(-1, 1, 1)
 
-    def is_faster_as_product(self, x: Tensor) -> bool:
-        """True for 1×1 kernels with a stride, which only subsample, and for output maps of up to 2×2 pixels."""
+    def faster_product(self, x: Tensor) -> type[torch.autograd.Function] | None:
+        """Return what beats the convolution of N×C×H×W `x`: MapProduct on maps of up to 2×2 pixels that keep their
+        size, PatchProduct where they become that small, and for 1×1 kernels with a stride, which only subsample."""
         (kernel, _), (stride, _), (padding, _) = self.kernel_size, self.stride, self.padding
-        height, width = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[2:])
-        return height * width <= SMALL_MAP or (kernel == 1 and stride > 1)
+        pixels = math.prod(out_side(side, kernel, stride, padding) for side in x.shape[2:])
+        if pixels <= SMALL_MAP and stride == 1:
+            return MapProduct
+        return PatchProduct if pixels <= SMALL_MAP or (kernel == 1 and stride > 1) else None
+
+
+def out_side(side: int, kernel: int, stride: int, padding: int) -> int:
+    """Return the side of a convolution's output."""
+    return (side + 2 * padding - kernel) // stride + 1
+
+
+class MapProduct(torch.autograd.Function):
+    """A convolution as the product of whole maps (rows) and one large matrix: no patches are cut.
+
+    The matrix has a C×O block for each pair of a pixel of the input and one of the output. On a 2×2 map each such pair
+    has its tap of a 3×3 kernel, while five of the nine taps of a patch lie in the padding.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        out_size = [out_side(length, weight.shape[2], stride, padding) for length in x.shape[2:]]
+        out = as_rows(x) @ map_matrix(weight, x.shape[2:], stride, padding)  # N×(H'·W'·O)
+        return out.unflatten(1, (*out_size, -1)).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        (_, c, h, w), (o, _, side, _) = x.shape, weight.shape
+        rows = as_rows(gradient)
+        by_matrix = (as_rows(x).t() @ rows).view(h, w, c, *gradient.shape[2:], o)
+        by_taps = by_matrix.new_zeros(side, side, c, o)
+        for (y, to_y, i), (x_, to_x, j) in taps(x.shape[2:], side, ctx.stride, ctx.padding):
+            by_taps[i, j] += by_matrix[y, x_, :, to_y, to_x]
+        by_x = None
+        if ctx.needs_input_grad[0]:
+            by_x = rows @ map_matrix(weight, x.shape[2:], ctx.stride, ctx.padding).t()
+            by_x = by_x.unflatten(1, (h, w, c)).permute(0, 3, 1, 2)
+        return by_x, by_taps.permute(3, 2, 0, 1), None, None
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Return N×C×H×W as N×(H·W·C)."""
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def map_matrix(weight: Tensor, size: tuple[int, int], stride: int, padding: int) -> Tensor:
+    """Return O×C×k×k kernels as the (H·W·C)×(H'·W'·O) matrix that convolves maps of `size` H×W."""
+    out_channels, channels, side, _ = weight.shape
+    out_size = [out_side(length, side, stride, padding) for length in size]
+    matrix = weight.new_zeros(*size, channels, *out_size, out_channels)
+    for (y, to_y, i), (x, to_x, j) in taps(size, side, stride, padding):
+        matrix[y, x, :, to_y, to_x] = weight[:, :, i, j].t()
+    return matrix.flatten(3).flatten(0, 2)
+
+
+def taps(size: tuple[int, int], side: int, stride: int, padding: int) -> Iterator[tuple[tuple[int, int, int], ...]]:
+    """Yield all that meet of (place in the input, place in the output, place in the kernel), a pair for both axes."""
+    along = []
+    for length in size:
+        places = itertools.product(range(length), range(out_side(length, side, stride, padding)))
+        met = ((place, out, place + padding - stride * out) for place, out in places)
+        along.append([(place, out, tap) for place, out, tap in met if 0 <= tap < side])
+    return itertools.product(*along)
 
 
 class PatchProduct(torch.autograd.Function):
@@ -79,6 +147,53 @@ def add_patches(patches: Tensor, shape: torch.Size, side: int, stride: int, padd
         for j in range(side):
             total[:, i : i + stride * rows : stride, j : j + stride * columns : stride] += patches[:, :, :, i, j]
     return total[:, padding : padding + height, padding : padding + width].permute(0, 3, 1, 2)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """`nn.MaxPool2d`; in bf16 on a CPU the larger of neighbours, in runs of all channels, where it halves even sides.
+
+    PyTorch writes an int64 index a maximum, and clears and scatters the gradient. Gradients are the same bits; second
+    derivatives are not to be had there: take fp32 for them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (self.kernel_size, self.stride, self.padding, self.dilation, self.return_indices)
+        halves = shape == (2, 2, 0, 1, False) and x.ndim == 4 and x.shape[2] % 2 == x.shape[3] % 2 == 0
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16 or not halves:
+            return super().forward(x)
+        return LargerOfNeighbours.apply(x)
+
+
+class LargerOfNeighbours(torch.autograd.Function):
+    """2×2 max pooling of N×C×H×W in channels-last format: of left and right, then of upper and lower.
+
+    Of equal values the first takes the gradient, as in PyTorch; for that only the differences are kept.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        left, right = x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unbind(3)  # N×H×W/2×C each
+        upper, lower = torch.maximum(left, right).unflatten(1, (-1, 2)).unbind(2)  # N×H/2×W/2×C each
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(right - left, lower - upper)
+        return torch.maximum(upper, lower).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        right_wins, lower_wins = ctx.saved_tensors  # where above zero
+        n, c, h, w = gradient.shape
+        by_rows = split_gradient(gradient.permute(0, 2, 3, 1), lower_wins, gradient.new_empty(n, h, 2, w, c), 2)
+        by_x = split_gradient(by_rows.flatten(1, 2), right_wins, gradient.new_empty(n, 2 * h, w, 2, c), 3)
+        return by_x.flatten(2, 3).permute(0, 3, 1, 2)
+
+
+def split_gradient(gradient: Tensor, second_wins: Tensor, out: Tensor, axis: int) -> Tensor:
+    """Write `gradient` along `axis` of `out`: to the second place where `second_wins` is above zero, else the first."""
+    first, second = out.unbind(axis)
+    torch.ops.aten.threshold_backward.grad_input(gradient, second_wins, 0, grad_input=second)
+    torch.sub(gradient, second, out=first)
+    return out
 
 
 class Dropout(nn.Dropout):

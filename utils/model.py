@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from utils.kernels import Conv2d, Dropout
+from utils.kernels import Conv2d, Dropout, MaxPool2d
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 NORMS = ("batch", "layer", "group", "none")
@@ -98,7 +98,7 @@ def norm_layer(kind: str, channels: int) -> nn.Module:
 
 def pool_layer(kind: str) -> nn.Module:
     """Return 2×2 pooling with stride 2; a side of odd length n gives (n + 1) / 2, as a strided convolution does."""
-    return (nn.MaxPool2d if kind == "max" else nn.AvgPool2d)(2, ceil_mode=True)
+    return (MaxPool2d if kind == "max" else nn.AvgPool2d)(2, ceil_mode=True)
 
 
 def conv(config: CNNConfig, fan_in: int, fan_out: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:

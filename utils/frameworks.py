@@ -1,0 +1,204 @@
+"""The course's network in the training loops of PyTorch Lightning and fastai, to compare their speed with ours.
+
+Each loop twice: as the framework's tutorials set it up, and at its best settings, on images that lie in memory. All
+train one epoch with the course's batch size and optimizer, and all are clocked alike: from the first batch at hand
+until the last step is done. Set-up, the start of workers, checkpoints and validation are not counted.
+"""
+
+import contextlib
+import io
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from utils import data, device, train
+from utils.model import CNN, CNNConfig
+
+REMEDY = "pip install -r requirements-bench.txt -c constraints.txt"
+LIGHTNING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+class Clock:
+    """How many images a framework trained on, and how fast: `expected` of them, on the device `where`."""
+
+    def __init__(self, expected: int, where: torch.device) -> None:
+        self.expected, self.where = expected, where
+        self.images, self.begin, self.end = 0, 0.0, 0.0
+
+    def start(self) -> None:
+        """The next batch is at hand; the first one starts the clock."""
+        self.begin = self.begin or time.perf_counter()
+
+    def count(self, images: int) -> None:
+        """A step on so many images is done; the last one stops the clock."""
+        self.images += images
+        if self.images == self.expected and self.where.type != "cpu":
+            torch.accelerator.synchronize()  # a GPU may still be at work
+        self.end = time.perf_counter()
+
+    def speed(self) -> float:
+        """Return the images per second. Raises RuntimeError if the framework trained on too many, or too few."""
+        if self.images != self.expected:
+            raise RuntimeError(f"trained on {self.images} images: expected {self.expected}")
+        return self.images / (self.end - self.begin)
+
+
+def lightning_speed(loader: DataLoader) -> float:
+    """Return the images per second of Lightning's Trainer with its defaults, on the batches of `loader`, in fp32.
+
+    Progress bar, model summary, logger and checkpoint are on, as they are by default. What they print is caught, and
+    their files are written into a temporary folder.
+    """
+    return fit_with_lightning(loader)
+
+
+def lightning_best_speed(images: int) -> float:
+    """Return the images per second of Lightning's Trainer without its extras, on `images` images in memory.
+
+    Channels last, in the precision of our own loop; without progress bar, model summary, logger and checkpoint.
+    """
+    where = device.pick()
+    extras = ("progress_bar", "model_summary", "checkpointing")
+    off = {f"enable_{extra}": False for extra in extras} | {"logger": False}
+    precision = device.pick_precision(where)
+    settings = off | {"precision": LIGHTNING_PRECISIONS[precision]}
+    return fit_with_lightning(in_memory(images, precision), device.memory_format(where), **settings)
+
+
+def fastai_speed(loader: DataLoader) -> float:
+    """Return the images per second of fastai's Learner with its defaults, on the batches of `loader`, in fp32.
+
+    As in fastai's tutorial "Migrating from pure PyTorch": PyTorch's DataLoader as it is, and `fit_one_cycle`. Progress
+    bar and recorder are on, as they are by default; what they print is caught. SGD is PyTorch's, since fastai's own has
+    no Nesterov momentum; the learning rate follows fastai's curve, with our peak and warm-up.
+    """
+    with importing():
+        from fastai.vision.all import accuracy
+    return fit_with_fastai(loader, metrics=accuracy)
+
+
+def fastai_best_speed(images: int) -> float:
+    """Return the images per second of fastai's Learner without its extras, on `images` images in memory.
+
+    Channels last; without progress bar, recorder and metrics. In fp32 on a CPU, as fastai's MixedPrecision knows CUDA
+    only.
+    """
+    with importing():
+        from fastai.vision.all import MixedPrecision, TrainEvalCallback
+    where = device.pick()
+    callbacks = [TrainEvalCallback(), *([MixedPrecision()] if where.type == "cuda" else [])]
+    batches = in_memory(images, "fp32")
+    return fit_with_fastai(batches, device.memory_format(where), cbs=callbacks, default_cbs=False)
+
+
+def in_memory(images: int, precision: str) -> data.Batches:
+    """Return the batches of our own loop, of `images` images in memory; both frameworks take them as they are."""
+    everything, where = data.load(), device.pick()
+    stats = data.channel_stats(everything.train.images)
+    recipe = train.Recipe(epochs=1)
+    return train.training_batches(everything.take(images), stats, recipe, where, precision)
+
+
+def fit_with_lightning(
+    batches: DataLoader | data.Batches, memory_format: torch.memory_format = torch.contiguous_format, **settings: Any
+) -> float:
+    """Train on `batches` with a Trainer of these `settings` and return its images per second."""
+    with importing():
+        import lightning.pytorch as pl
+    recipe, where = train.Recipe(epochs=1), device.pick()
+    clock = Clock(len(batches) * recipe.batch_size, where)
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = CNN(CNNConfig())
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            images, labels = batch
+            loss = F.cross_entropy(self.network(images), labels)
+            self.log("train_loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> dict[str, Any]:
+            optimizer = train.make_optimizer(self, recipe)
+            schedule = train.make_schedule(optimizer, recipe, len(batches))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    class Stopwatch(pl.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            clock.start()
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            clock.count(len(batch[1]))
+
+    torch.manual_seed(recipe.seed)
+    module = Module().to(memory_format=memory_format)
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        place = {"accelerator": where.type, "devices": 1, "default_root_dir": folder}
+        pl.Trainer(max_epochs=recipe.epochs, callbacks=[Stopwatch()], **place, **settings).fit(module, batches)
+    return clock.speed()
+
+
+def fit_with_fastai(
+    batches: DataLoader | data.Batches, memory_format: torch.memory_format = torch.contiguous_format, **settings: Any
+) -> float:
+    """Train on `batches` with a Learner of these `settings` and return its images per second."""
+    with importing():
+        from fastai.vision.all import Callback, DataLoaders, Learner, OptimWrapper
+    recipe, where = train.Recipe(epochs=1), device.pick()
+    clock = Clock(len(batches) * recipe.batch_size, where)
+
+    class Stopwatch(Callback):
+        order = 100  # after all others: what they do at the end of a step is part of it
+
+        def before_batch(self) -> None:
+            clock.start()
+
+        def after_batch(self) -> None:
+            clock.count(len(self.yb[0]))
+
+    torch.manual_seed(recipe.seed)
+    model = CNN(CNNConfig()).to(where, memory_format=memory_format)
+    optimizer = OptimWrapper(opt=train.make_optimizer(model, recipe))
+    moms = (recipe.momentum,) * 3  # ours is constant
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        loaders = DataLoaders(batches, [], path=folder)  # nothing to validate on: that would not be counted
+        learner = Learner(loaders, model, F.cross_entropy, opt_func=lambda *_, **__: optimizer, **settings)
+        learner.fit_one_cycle(recipe.epochs, recipe.lr, pct_start=recipe.warmup, moms=moms, cbs=Stopwatch())
+    return clock.speed()
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Import frameworks in silence: they use what PyTorch deprecates. Raises ModuleNotFoundError with the remedy."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error.name} is not installed: {REMEDY}", name=error.name) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep bars, tables, warnings and messages of a framework from the terminal. Errors are raised as ever."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
