@@ -22,7 +22,7 @@ EXECUTE := --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab train test lint unit lessons notebooks format clean setup setup-dev
+.PHONY: help lab train test lint unit lessons notebooks format bench clean setup setup-dev setup-bench
 
 help:  ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,9 @@ format: setup-dev  ## sync the lessons with their text twins, then format all co
 	$(PY) -m ruff format .
 	$(PY) -m jupytext --quiet --sync notebooks/*.ipynb
 
+bench: setup-bench  ## measure how fast the training loop is, against others too (a part: ARGS="loop wide")
+	@$(PY) cnn.py bench $(or $(ARGS),all)
+
 clean:  ## remove .venv and the caches; trained networks in runs/ stay
 	rm -rf .venv .venv.unfinished .cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -77,6 +80,10 @@ setup:
 
 setup-dev:
 	$(call install,.venv/installed-dev.txt,requirements.txt requirements-dev.txt)
+	@cat requirements.txt constraints.txt > .venv/installed-course.txt
+
+setup-bench:
+	$(call install,.venv/installed-bench.txt,requirements.txt requirements-bench.txt)
 	@cat requirements.txt constraints.txt > .venv/installed-course.txt
 
 # $(call install,STAMP,LISTS): bring .venv up to the last of LISTS. The stamp is a copy of what was asked for, written at

@@ -331,7 +331,15 @@ def main() -> None:
         arguments = ["train", *arguments]
     try:
         app(arguments)
-    except (ValueError, OSError, train.Diverged, parallel.WorkerLost, MemoryError, torch.OutOfMemoryError) as error:
+    except (
+        ValueError,
+        OSError,
+        train.Diverged,
+        parallel.WorkerLost,
+        MemoryError,
+        torch.OutOfMemoryError,
+        ModuleNotFoundError,
+    ) as error:
         sys.exit(f"error: {error}")
 
 

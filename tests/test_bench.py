@@ -9,7 +9,7 @@ from itertools import count
 import pandas as pd
 import pytest
 
-from utils import bench, device, files, loops, train
+from utils import bench, device, files, frameworks, loops, train
 
 MUST = {  # of the README's figures: at least (+) or at most (-)
     "ratio of the two": +3,
@@ -58,7 +58,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(loops, "command", lambda runner, _: 6000.0 if len(runner) > 1 else 5000.0)
     monkeypatch.setattr(bench, "memory_of_a_run", lambda: 1e9)
     monkeypatch.setattr(bench, "own_process", this_process)
-    frameworks = pytest.importorskip("utils.frameworks")
+    monkeypatch.setattr(frameworks, "check_installed", lambda: None)
     for name in ("lightning_speed", "fastai_speed", "lightning_best_speed", "fastai_best_speed"):
         monkeypatch.setattr(frameworks, name, lambda *_: 2000.0)
 

@@ -366,3 +366,24 @@ def test_recipe_refuses(field, value):
 def test_batch_larger_than_the_set_is_refused(tiny):
     with pytest.raises(ValueError, match="641.*640"):
         fit(tiny, Recipe(batch_size=641))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_step_waits_for_the_gpu(tiny, monkeypatch):
+    """PyTorch itself raises at the first synchronization between the first batch of an epoch and its last."""
+    epoch = data.Batches.__iter__
+
+    def watched(batches):
+        torch.cuda.set_sync_debug_mode("error" if batches.shuffle else "default")
+        try:
+            yield from epoch(batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(data.Batches, "__iter__", watched)
+    train.fit(CNN(SMALL), tiny, Recipe(epochs=2, batch_size=128), device="cuda", progress=False)
+
+
+def test_cuda_graphs_need_cuda(tiny):
+    with pytest.raises(ValueError, match="cuda_graphs=True needs a CUDA device, and this one is 'cpu'"):
+        fit(tiny, Recipe(epochs=1, batch_size=128), cuda_graphs=True)

@@ -18,7 +18,7 @@ import psutil
 import torch
 from torch.utils.data import DataLoader
 
-from utils import data, device, files, loops, train
+from utils import data, device, files, frameworks, loops, train
 from utils.model import CNN, CNNConfig
 
 SPEED_FILE = "speed.csv"
@@ -43,6 +43,8 @@ def speed(names: Sequence[str] = ("loop",), rounds: int = 5, images: int = 12_28
         raise ValueError(f"rounds={rounds}: expected at least 1")
     if images < train.Recipe.batch_size:
         raise ValueError(f"images={images}: expected at least one batch, {train.Recipe.batch_size}")
+    if "frameworks" in names:
+        frameworks.check_installed()
     machine, tables = device.describe(), []
     for name in names:
         table = pd.DataFrame(MEASUREMENTS[name](rounds, images)).assign(measurement=name)
@@ -80,20 +82,16 @@ def measure_loop(rounds: int, images: int) -> list[Row]:
 
 def measure_frameworks(rounds: int, images: int) -> list[Row]:
     """The same network and recipe in PyTorch Lightning and fastai: as in their tutorials, and at their best."""
-    from utils import frameworks
-
-    theirs = {
-        "Lightning, as its tutorial has it": frameworks.lightning_speed,
-        "fastai, as its tutorial has it": frameworks.fastai_speed,
-        "Lightning, at its best": frameworks.lightning_best_speed,
-        "fastai, at its best": frameworks.fastai_best_speed,
-    }
     with laid_out() as folder, contextlib.ExitStack() as stack:
-        processes = {name: stack.enter_context(own_process()) for name in ("course", *theirs)}
-        turns = {"course": call(processes["course"], loops.course, images)}
-        for name, loop in theirs.items():
-            arguments = (loop, images) if "best" in name else (on_loader, loop, folder, images)
-            turns[name] = call(processes[name], *arguments)
+        theirs = {
+            "Lightning, as its tutorial has it": (on_loader, frameworks.lightning_speed, folder, images),
+            "fastai, as its tutorial has it": (on_loader, frameworks.fastai_speed, folder, images),
+            "Lightning, at its best": (frameworks.lightning_best_speed, images),
+            "Lightning, at its best and with the course's layers": (frameworks.lightning_best_speed, images, True),
+            "fastai, at its best": (frameworks.fastai_best_speed, images),
+        }
+        turns = {"course": call(stack.enter_context(own_process()), loops.course, images)}
+        turns |= {name: call(stack.enter_context(own_process()), *what) for name, what in theirs.items()}
         measured = interleave(turns, rounds)
     rows = [row("the course's loop beside the frameworks", "images/s", measured["course"])]
     for name in theirs:

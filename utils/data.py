@@ -510,7 +510,7 @@ class Batches:
         order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
         top, left = torch.randint(2 * self.crop_padding + 1, (2, n), generator=self.generator)
         mirrored = torch.rand(n, generator=self.generator) < 0.5
-        order, top, left, mirrored = (x.to(device) for x in (order, top, left, mirrored))
+        order, top, left, mirrored = (_to_device(x, device) for x in (order, top, left, mirrored))
         height, width = self.image_size
         windows = self.images.unfold(1, height, 1).unfold(2, width, 1).movedim(3, 5)  # N×(2p+1)×(2p+1)×H×W×C, a view
         for start in range(0, len(self) * self.batch_size, self.batch_size):

@@ -6,6 +6,7 @@ until the last step is done. Set-up, the start of workers, checkpoints and valid
 """
 
 import contextlib
+import importlib.util
 import io
 import logging
 import tempfile
@@ -18,11 +19,18 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from utils import data, device, train
+from utils import data, device, kernels, train
 from utils.model import CNN, CNNConfig
 
 REMEDY = "pip install -r requirements-bench.txt -c constraints.txt"
 LIGHTNING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+def check_installed() -> None:
+    """Raise ModuleNotFoundError, with the remedy, unless both frameworks are installed."""
+    for name in ("lightning", "fastai"):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"{name} is not installed: {REMEDY}", name=name)
 
 
 class Clock:
@@ -59,16 +67,17 @@ def lightning_speed(loader: DataLoader) -> float:
     return fit_with_lightning(loader)
 
 
-def lightning_best_speed(images: int) -> float:
+def lightning_best_speed(images: int, our_layers: bool = False) -> float:
     """Return the images per second of Lightning's Trainer without its extras, on `images` images in memory.
 
-    Channels last, in the precision of our own loop; without progress bar, model summary, logger and checkpoint.
+    Channels last, in the precision of our own loop; without progress bar, model summary, logger and checkpoint. The
+    network has the layers of `torch.nn`, or `our_layers`, which `utils.kernels` makes faster.
     """
     where = device.pick()
     extras = ("progress_bar", "model_summary", "checkpointing")
     off = {f"enable_{extra}": False for extra in extras} | {"logger": False}
     precision = device.pick_precision(where)
-    settings = off | {"precision": LIGHTNING_PRECISIONS[precision]}
+    settings = off | {"precision": LIGHTNING_PRECISIONS[precision], "our_layers": our_layers}
     return fit_with_lightning(in_memory(images, precision), device.memory_format(where), **settings)
 
 
@@ -106,8 +115,20 @@ def in_memory(images: int, precision: str) -> data.Batches:
     return train.training_batches(everything.take(images), stats, recipe, where, precision)
 
 
+def network(our_layers: bool = False) -> CNN:
+    """Return the course's network, of the layers of `torch.nn` unless with `our_layers`."""
+    model = CNN(CNNConfig())
+    for module in model.modules() if not our_layers else ():
+        if type(module).__module__ == kernels.__name__:
+            module.__class__ = type(module).__base__  # kernels.Conv2d → nn.Conv2d, with all it holds
+    return model
+
+
 def fit_with_lightning(
-    batches: DataLoader | data.Batches, memory_format: torch.memory_format = torch.contiguous_format, **settings: Any
+    batches: DataLoader | data.Batches,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    our_layers: bool = False,
+    **settings: Any,
 ) -> float:
     """Train on `batches` with a Trainer of these `settings` and return its images per second."""
     with importing():
@@ -118,7 +139,7 @@ def fit_with_lightning(
     class Module(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.network = CNN(CNNConfig())
+            self.network = network(our_layers)
 
         def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
             images, labels = batch
@@ -165,7 +186,7 @@ def fit_with_fastai(
             clock.count(len(self.yb[0]))
 
     torch.manual_seed(recipe.seed)
-    model = CNN(CNNConfig()).to(where, memory_format=memory_format)
+    model = network().to(where, memory_format=memory_format)
     optimizer = OptimWrapper(opt=train.make_optimizer(model, recipe))
     moms = (recipe.momentum,) * 3  # ours is constant
     with quiet(), tempfile.TemporaryDirectory() as folder:

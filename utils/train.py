@@ -21,7 +21,7 @@ from utils.data import Batches, ChannelStats, ImageData, Split, channel_stats
 from utils.model import CNN, is_number, option
 
 SCHEDULES = ("one-cycle", "cosine", "constant")
-EVAL_BATCH = 1000
+EVAL_BATCH = 500
 
 
 class Diverged(RuntimeError):
