@@ -13,6 +13,7 @@ else
 endif
 
 ARGS ?=
+WHAT ?= all --accuracy
 LESSON ?= *
 PY := $(BIN)/python
 LESSONS := notebooks/$(LESSON).ipynb
@@ -67,8 +68,8 @@ format: setup-dev  ## sync the lessons with their text twins, then format all co
 	$(PY) -m ruff format .
 	$(PY) -m jupytext --quiet --sync notebooks/*.ipynb
 
-bench: setup-bench  ## measure how fast the training loop is, against others too (a part: ARGS="loop wide")
-	@$(PY) cnn.py bench $(or $(ARGS),all)
+bench: setup-bench  ## measure speed and accuracy, against other loops too (a part: WHAT="loop wide")
+	@$(PY) cnn.py bench $(WHAT) $(ARGS)
 
 clean:  ## remove .venv and the caches; trained networks in runs/ stay
 	rm -rf .venv .venv.unfinished .cache .pytest_cache .ruff_cache .hypothesis

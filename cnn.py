@@ -94,12 +94,13 @@ def train_command(
         given["data"] = str(Path(given["data"]).resolve())  # so that the run can be resumed from another folder
     out = folder_of_run(out, resume, given.get("data", "fashion-mnist"))
     settings = (read_settings(out) | given) if resume else given
-    model, images_in, recipe, options = prepare(settings)
-    introduce(model, images_in, recipe, options, out)
-    if not resume and parallel.is_first():
-        files.write_text(out / SETTINGS_FILE, json.dumps(settings, indent=2))
     try:
-        with parallel.join(device.pick(options["device"])):
+        with parallel.join(device.pick(settings.get("device", "auto"))):
+            out = Path(parallel.from_first(str(out)))
+            model, images_in, recipe, options = prepare(settings)
+            introduce(model, images_in, recipe, options, out)
+            if not resume and parallel.is_first():
+                files.write_text(out / SETTINGS_FILE, json.dumps(settings, indent=2))
             history = train.fit(model, images_in, recipe, **options, out=out, resume=resume)
             result = final_number(model, images_in, options) if test else None
     except KeyboardInterrupt:
@@ -132,9 +133,13 @@ def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe
     elif parallel.launched():
         torch.set_num_threads(parallel.threads())
 
-    images = data.load(
-        settings.get("data", "fashion-mnist"), size=settings.get("size"), channels=settings.get("channels")
-    )
+    with parallel.in_turn():
+        images = data.load(
+            settings.get("data", "fashion-mnist"),
+            size=settings.get("size"),
+            channels=settings.get("channels"),
+            progress=parallel.is_first(),
+        )
     if settings.get("images") is not None:
         images = images.take(settings["images"])
     torch.manual_seed(recipe.seed)
@@ -212,7 +217,9 @@ def how_to_resume(out: Path) -> str:
     """Say what was kept of a run that was stopped, and the command that goes on."""
     if not (out / checkpoint.STATE_FILE).exists():
         return "nothing was kept, as the first epoch had not ended: start again"
-    command = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}" if parallel.launched() else "python"
+    command = (
+        f"torchrun --standalone --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}" if parallel.launched() else "python"
+    )
     return f"the finished epochs are kept. Go on with: {command} cnn.py --resume --out {quoted(out)}"
 
 
@@ -220,7 +227,7 @@ def final_number(model: CNN, images: data.ImageData, options: dict[str, Any]) ->
     """Read the test images, the one time, and say how good the network is on them."""
     split = images.read_test("python cnn.py train: the final number of a run")
     stats = data.channel_stats(images.train.images)
-    result = train.evaluate(model, split, stats, device=options["device"], precision=options["precision"])
+    result = train.evaluate(model, split, stats, device=options["device"], precision=options["precision"], shared=True)
     correct = round(result["accuracy"] * len(split))
     return f"test accuracy {result['accuracy']:.2%} ({correct:,} of {len(split):,} images)"
 
@@ -340,7 +347,8 @@ def main() -> None:
         torch.OutOfMemoryError,
         ModuleNotFoundError,
     ) as error:
-        sys.exit(f"error: {error}")
+        silent = isinstance(error, train.Diverged) and not parallel.is_first()  # all processes find it at once
+        sys.exit(1 if silent else f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,16 @@ def loader() -> DataLoader:
 
 
 LOOPS = {
-    "lightning": [lambda: frameworks.lightning_speed(loader()), lambda: frameworks.lightning_best_speed(IMAGES)],
-    "fastai": [lambda: frameworks.fastai_speed(loader()), lambda: frameworks.fastai_best_speed(IMAGES)],
+    "lightning": [
+        lambda: frameworks.lightning_speed(loader()),
+        lambda: frameworks.lightning_best_speed(IMAGES),
+        lambda: frameworks.lightning_best_speed(IMAGES, all_ours=True),
+    ],
+    "fastai": [
+        lambda: frameworks.fastai_speed(loader()),
+        lambda: frameworks.fastai_best_speed(IMAGES),
+        lambda: frameworks.fastai_best_speed(IMAGES, all_ours=True),
+    ],
 }
 
 
@@ -44,7 +52,7 @@ class Watched(CNN):
         return super().forward(images)
 
 
-@pytest.mark.parametrize("best", [False, True], ids=["tutorial", "best"])
+@pytest.mark.parametrize("best", [0, 1, 2], ids=["tutorial", "best", "all ours"])
 @pytest.mark.parametrize("framework", LOOPS)
 def test_network_is_trained_on_all_images_in_silence(framework, best, monkeypatch, tmp_path, capfd):
     with warnings.catch_warnings(action="ignore"):
@@ -73,6 +81,18 @@ def test_images_in_memory_are_those_of_our_own_loop():
     assert images.stride() == ours.stride()
     assert torch.equal(images, ours)
     assert torch.equal(labels, our_labels)
+
+
+def test_networks_have_the_layers_that_they_should_and_compute_the_same():
+    torch.manual_seed(0)
+    plain = frameworks.network()
+    ours = frameworks.network(all_ours=True)
+    ours.load_state_dict(plain.state_dict())
+    modules = [{type(module).__module__ for module in model.modules()} for model in (plain, ours)]
+    assert "utils.kernels" not in modules[0]
+    assert "utils.kernels" in modules[1]
+    images = torch.randn(2, 1, 28, 28)
+    assert torch.equal(plain(images), ours(images))
 
 
 def test_a_loop_that_leaves_out_images_has_no_speed():

@@ -53,6 +53,16 @@ def test_layer_is_torchs_layer_in_bf16(bias, kernel, stride, size):
         torch.testing.assert_close(a, b, rtol=2**-6, atol=2**-6 * b.abs().max().item())
 
 
+@pytest.mark.parametrize(
+    "options", [{"dilation": 2}, {"groups": 2}, {"padding_mode": "reflect"}, {"padding": "same"}, {"stride": (1, 2)}]
+)
+def test_other_convolutions_take_torchs_own_path(options):
+    layer = kernels.Conv2d(4, 4, 3, **({"padding": 1} | options)).bfloat16()
+    x = torch.randn(2, 4, 2 if options.get("dilation") != 2 else 3, 3).bfloat16()
+    assert layer.faster_product(x) is None
+    assert torch.equal(layer(x), nn.Conv2d.forward(layer, x))
+
+
 def test_other_precisions_take_torchs_own_path(monkeypatch):
     monkeypatch.setattr(kernels, "PatchProduct", None)
     monkeypatch.setattr(kernels, "MapProduct", None)

@@ -221,12 +221,26 @@ def test_disk_full_between_the_two_files_loses_no_epoch(tiny, tmp_path, monkeypa
     assert checkpoint.load_model(tmp_path)[1]["epoch"] == history["epoch"].max() == 2
 
 
-def test_compiled_network_trains_the_same(tiny, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_network_trains_the_same(tiny, monkeypatch, precision):
     """Through torch.compile's tracing, but without the C++ compiler that its default backend calls."""
     recipe = Recipe(epochs=1, batch_size=128)
+    config = replace(SMALL, dropout=0.1, dropout_where="everywhere")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    plain, compiled = (fit(tiny, recipe, compiled=choice)[0] for choice in (False, True))
+    plain, compiled = (fit(tiny, recipe, config, compiled=choice, precision=precision)[0] for choice in (False, True))
     assert same_weights(plain, compiled)
+
+
+@pytest.mark.parametrize(("saved", "now"), [("cuda", "cpu"), ("cpu", "cpu")])
+def test_random_numbers_go_on_where_the_device_is_the_same(saved, now):
+    """A state of a GPU's generator is nothing for a CPU: there the draws begin anew, and the run can be resumed."""
+    torch.manual_seed(1)
+    state, expected = torch.get_rng_state(), torch.rand(1)
+    torch.manual_seed(2)
+    other = torch.rand(1)
+    torch.manual_seed(2)
+    train.set_random_state({"device": saved, "states": [state]}, torch.device(now))
+    assert torch.rand(1) == (expected if saved == now else other)
 
 
 def test_gradients_left_on_the_network_do_not_count(tiny):
@@ -295,7 +309,7 @@ def test_meter_finds_the_step_on_a_device_that_is_not_asked_every_step():
     meter.losses = torch.tensor([1.0, math.inf, math.nan])
     meter.step = meter.count = 3
     with pytest.raises(train.Diverged, match="inf at step 12"):
-        meter.result()
+        meter.total()
 
 
 def test_bf16_trains_like_fp32(tiny):

@@ -24,7 +24,8 @@ from utils.model import CNN, CNNConfig
 SPEED_FILE = "speed.csv"
 ACCURACY_FILE = "accuracy.csv"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"  # of the README's section
-AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}  # what PyTorch and oneDNN may use of the CPU
+CPU = {"CNN_DEVICE": "cpu"}
+AVX2 = CPU | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}  # what PyTorch and oneDNN may use of it
 Row = dict[str, object]
 
 
@@ -73,7 +74,7 @@ def measure_loop(rounds: int, images: int) -> list[Row]:
         row(f"the course's loop, {precision}", "images/s", measured["course"]),
         row("ratio of the two", "×", ratios(measured["course"], measured["usual"])),
         row(f"peak of the {precision} matrix product", "GFLOP/s", [peak / 1e9 for peak in measured["peak"]]),
-        row("the course's loop, share of that peak", "%", shares(measured, "course", flops)),
+        row("the course's loop, FLOPs of the network against that peak", "%", shares(measured, "course", flops)),
         row("from `python cnn.py` to the first step", "s", [loops.seconds_to_first_step() for _ in range(rounds)]),
         row("usual loop, memory", "GB", [memory / 1e9]),
         row("`python cnn.py`, memory", "GB", [memory_of_a_run() / 1e9 for _ in range(rounds)]),
@@ -87,8 +88,9 @@ def measure_frameworks(rounds: int, images: int) -> list[Row]:
             "Lightning, as its tutorial has it": (on_loader, frameworks.lightning_speed, folder, images),
             "fastai, as its tutorial has it": (on_loader, frameworks.fastai_speed, folder, images),
             "Lightning, at its best": (frameworks.lightning_best_speed, images),
-            "Lightning, at its best and with the course's layers": (frameworks.lightning_best_speed, images, True),
-            "fastai, at its best": (frameworks.fastai_best_speed, images),
+            "Lightning, with the course's layers and memory": (frameworks.lightning_best_speed, images, True),
+            "fastai, at its best in fp32": (frameworks.fastai_best_speed, images),
+            "fastai, with autocast and the course's layers and memory": (frameworks.fastai_best_speed, images, True),
         }
         turns = {"course": call(stack.enter_context(own_process()), loops.course, images)}
         turns |= {name: call(stack.enter_context(own_process()), *what) for name, what in theirs.items()}
@@ -117,7 +119,7 @@ def measure_wide(rounds: int, images: int) -> list[Row]:
     return [
         row("wide network, 3×32×32 images", "images/s", measured["wide"]),
         row(
-            "wide network, share of the peak",
+            "wide network, FLOPs against the peak",
             "%",
             shares(measured, "wide", loops.step_flops(loops.wide_network(), loops.WIDE_IMAGE)),
         ),
@@ -187,7 +189,7 @@ def measure_probes(rounds: int, images: int) -> list[Row]:
 
 
 def measure_processes(rounds: int, images: int) -> list[Row]:
-    """Two processes of half the threads, which share every batch, against one process."""
+    """Two processes of half the threads, which share every batch, against one process, on the CPU."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     commands = {"one": [sys.executable], "two": torchrun}
     measured = interleave({name: partial(loops.command, command, images) for name, command in commands.items()}, rounds)

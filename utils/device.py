@@ -4,11 +4,12 @@ import contextlib
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -74,18 +75,26 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
-def keep_freed_memory() -> bool:
-    """Let this process keep the memory that tensors free, for the next ones; True where that can be asked for.
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Let this process keep the memory that tensors free, for the next ones, while the block runs.
 
-    By default glibc gives every large block back to Linux, which clears it page by page when the next step asks for it
-    again: a good part of a training step on a CPU. See `man 3 mallopt`.
+    By default glibc gives every large piece back to Linux, which clears it page by page when the next step asks for it
+    again: a good part of a training step on a CPU. See `man 3 mallopt`. Elsewhere this does nothing.
     """
     if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    no_mmap = mallopt(M_MMAP_MAX, 0)
-    no_trim = mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    return bool(no_mmap and no_trim)
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_MAX, 65_536)  # glibc's own value, and the two to which it raises its thresholds by itself
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(M_TRIM_THRESHOLD, 64 * 2**20)
+        libc.malloc_trim(0)
 
 
 def describe(device: str = "auto", precision: str = "auto") -> dict[str, str]:

@@ -67,17 +67,15 @@ def lightning_speed(loader: DataLoader) -> float:
     return fit_with_lightning(loader)
 
 
-def lightning_best_speed(images: int, our_layers: bool = False) -> float:
-    """Return the images per second of Lightning's Trainer without its extras, on `images` images in memory.
+def lightning_best_speed(images: int, all_ours: bool = False) -> float:
+    """Return the images per second of a bare Trainer (`barebones=True`) on `images` images in memory.
 
-    Channels last, in the precision of our own loop; without progress bar, model summary, logger and checkpoint. The
-    network has the layers of `torch.nn`, or `our_layers`, which `utils.kernels` makes faster.
+    Channels last, in the precision of our own loop, on the layers of `torch.nn`; with `all_ours` on the course's, which
+    `utils.kernels` makes faster, and with freed memory kept: then only the loop itself is Lightning's.
     """
     where = device.pick()
-    extras = ("progress_bar", "model_summary", "checkpointing")
-    off = {f"enable_{extra}": False for extra in extras} | {"logger": False}
     precision = device.pick_precision(where)
-    settings = off | {"precision": LIGHTNING_PRECISIONS[precision], "our_layers": our_layers}
+    settings = {"barebones": True, "precision": LIGHTNING_PRECISIONS[precision], "all_ours": all_ours}
     return fit_with_lightning(in_memory(images, precision), device.memory_format(where), **settings)
 
 
@@ -93,18 +91,21 @@ def fastai_speed(loader: DataLoader) -> float:
     return fit_with_fastai(loader, metrics=accuracy)
 
 
-def fastai_best_speed(images: int) -> float:
+def fastai_best_speed(images: int, all_ours: bool = False) -> float:
     """Return the images per second of fastai's Learner without its extras, on `images` images in memory.
 
     Channels last; without progress bar, recorder and metrics. In fp32 on a CPU, as fastai's MixedPrecision knows CUDA
-    only.
+    only; with `all_ours` the network runs under our autocast instead, has our layers, and freed memory is kept.
     """
     with importing():
         from fastai.vision.all import MixedPrecision, TrainEvalCallback
     where = device.pick()
-    callbacks = [TrainEvalCallback(), *([MixedPrecision()] if where.type == "cuda" else [])]
-    batches = in_memory(images, "fp32")
-    return fit_with_fastai(batches, device.memory_format(where), cbs=callbacks, default_cbs=False)
+    precision = device.pick_precision(where)
+    by_fastai = where.type == "cuda" and not all_ours
+    callbacks = [TrainEvalCallback(), *([MixedPrecision()] if by_fastai else [])]
+    batches = in_memory(images, precision if all_ours else "fp32")
+    settings = {"cbs": callbacks, "default_cbs": False, "all_ours": all_ours}
+    return fit_with_fastai(batches, device.memory_format(where), **settings)
 
 
 def in_memory(images: int, precision: str) -> data.Batches:
@@ -115,19 +116,24 @@ def in_memory(images: int, precision: str) -> data.Batches:
     return train.training_batches(everything.take(images), stats, recipe, where, precision)
 
 
-def network(our_layers: bool = False) -> CNN:
-    """Return the course's network, of the layers of `torch.nn` unless with `our_layers`."""
+def network(all_ours: bool = False) -> CNN:
+    """Return the course's network, of the layers of `torch.nn` unless `all_ours`."""
     model = CNN(CNNConfig())
-    for module in model.modules() if not our_layers else ():
+    for module in model.modules() if not all_ours else ():
         if type(module).__module__ == kernels.__name__:
             module.__class__ = type(module).__base__  # kernels.Conv2d → nn.Conv2d, with all it holds
     return model
 
 
+def memory(all_ours: bool) -> contextlib.AbstractContextManager:
+    """Return the context in which freed memory is kept, if `all_ours`."""
+    return device.freed_memory_kept() if all_ours else contextlib.nullcontext()
+
+
 def fit_with_lightning(
     batches: DataLoader | data.Batches,
     memory_format: torch.memory_format = torch.contiguous_format,
-    our_layers: bool = False,
+    all_ours: bool = False,
     **settings: Any,
 ) -> float:
     """Train on `batches` with a Trainer of these `settings` and return its images per second."""
@@ -139,12 +145,13 @@ def fit_with_lightning(
     class Module(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.network = network(our_layers)
+            self.network = network(all_ours)
 
         def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
             images, labels = batch
             loss = F.cross_entropy(self.network(images), labels)
-            self.log("train_loss", loss)
+            if not settings.get("barebones"):
+                self.log("train_loss", loss)
             return loss
 
         def configure_optimizers(self) -> dict[str, Any]:
@@ -161,14 +168,17 @@ def fit_with_lightning(
 
     torch.manual_seed(recipe.seed)
     module = Module().to(memory_format=memory_format)
-    with quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), memory(all_ours), tempfile.TemporaryDirectory() as folder:
         place = {"accelerator": where.type, "devices": 1, "default_root_dir": folder}
         pl.Trainer(max_epochs=recipe.epochs, callbacks=[Stopwatch()], **place, **settings).fit(module, batches)
     return clock.speed()
 
 
 def fit_with_fastai(
-    batches: DataLoader | data.Batches, memory_format: torch.memory_format = torch.contiguous_format, **settings: Any
+    batches: DataLoader | data.Batches,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    all_ours: bool = False,
+    **settings: Any,
 ) -> float:
     """Train on `batches` with a Learner of these `settings` and return its images per second."""
     with importing():
@@ -186,10 +196,12 @@ def fit_with_fastai(
             clock.count(len(self.yb[0]))
 
     torch.manual_seed(recipe.seed)
-    model = network().to(where, memory_format=memory_format)
+    model = network(all_ours).to(where, memory_format=memory_format)
+    if all_ours:
+        model.forward = device.autocast(where, device.pick_precision(where))(model.forward)
     optimizer = OptimWrapper(opt=train.make_optimizer(model, recipe))
     moms = (recipe.momentum,) * 3  # ours is constant
-    with quiet(), tempfile.TemporaryDirectory() as folder:
+    with quiet(), memory(all_ours), tempfile.TemporaryDirectory() as folder:
         loaders = DataLoaders(batches, [], path=folder)  # nothing to validate on: that would not be counted
         learner = Learner(loaders, model, F.cross_entropy, opt_func=lambda *_, **__: optimizer, **settings)
         learner.fit_one_cycle(recipe.epochs, recipe.lr, pct_start=recipe.warmup, moms=moms, cbs=Stopwatch())

@@ -13,7 +13,7 @@ SMALL_MAP = 4  # pixels of an output map up to which a product of patches beats 
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` with square kernels; in bf16 on a CPU a matrix product, where that beats oneDNN's convolution.
+    """`nn.Conv2d`; in bf16 on a CPU a matrix product, where that beats oneDNN's convolution.
 
     Everywhere else it is `nn.Conv2d` itself, whose parameters and names it has.
     """
@@ -27,8 +27,12 @@ class Conv2d(nn.Conv2d):
         return out if self.bias is None else out + self.bias.to(dtype).view(-1, 1, 1)
 
     def faster_product(self, x: Tensor) -> type[torch.autograd.Function] | None:
-        """Return what beats the convolution of N×C×H×W `x`: MapProduct on maps of up to 2×2 pixels that keep their
-        size, PatchProduct where they become that small, and for 1×1 kernels with a stride, which only subsample."""
+        """Return what beats the convolution of N×C×H×W `x`: at stride 1 to a map of up to 2×2 pixels MapProduct, with a
+        stride to such a map, or for a 1×1 kernel, which only subsamples, PatchProduct; None: nothing does."""
+        square = self.kernel_size[0] == self.kernel_size[1] and self.stride[0] == self.stride[1]
+        square = square and self.padding in [(n, n) for n in range(self.kernel_size[0])]
+        if not square or self.groups > 1 or self.dilation != (1, 1) or self.padding_mode != "zeros":
+            return None
         (kernel, _), (stride, _), (padding, _) = self.kernel_size, self.stride, self.padding
         pixels = math.prod(out_side(side, kernel, stride, padding) for side in x.shape[2:])
         if pixels <= SMALL_MAP and stride == 1:

@@ -122,8 +122,7 @@ def command(runner: list[str], images: int) -> float:
     """Return the images per second of the second epoch of a run of `cnn.py` under `runner`: Python or `torchrun`."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--images", str(images), "--epochs", "2", "--no-test", "--out", folder]
-        environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
-        environment = environment if "torch.distributed.run" in runner else None
+        environment = os.environ | {"CNN_DEVICE": "cpu"}
         subprocess.run([*runner, "cnn.py", *options], cwd=files.ROOT, env=environment, check=True, capture_output=True)
         history = train.History(pd.read_csv(Path(folder) / "history.csv"))
         return history.last("train", "images_per_second")

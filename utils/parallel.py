@@ -51,15 +51,16 @@ def size() -> int:
 
 def threads() -> int:
     """Return the CPU threads of this process: its share of the cores (`torchrun` alone would give it one)."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 @contextlib.contextmanager
 def join(where: torch.device) -> Iterator[None]:
     """Take part in the run that `torchrun` started, computing on `where`; without `torchrun` this does nothing.
 
-    Raises ValueError for a device on which processes cannot work together, and WorkerLost when another process ends
-    before the block does: at once when its connection breaks or `torchrun` says so, else within a minute.
+    Raises ValueError for a device on which processes cannot work together. On CPUs raises WorkerLost when another
+    process ends before the block does: at once when its connection breaks or `torchrun` says so, else within a minute.
     """
     if not launched():
         yield
@@ -68,15 +69,31 @@ def join(where: torch.device) -> Iterator[None]:
         raise ValueError(f"several processes cannot share a run on {where.type!r}: choose --device cpu or cuda")
     if where.type == "cuda":
         torch.cuda.set_device(where)
+    dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
     with stopped_by_torchrun():
         try:
-            dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
             yield
-            dist.destroy_process_group()
         except RuntimeError as error:
             if isinstance(error, dist.DistError) or "gloo" in str(error):
                 raise_lost(error)
             raise
+        finally:
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def in_turn() -> Iterator[None]:
+    """Let the first process of each machine run the block before the others: what it caches, they find."""
+    if size() == 1:
+        yield
+        return
+    patient = dist.new_group(backend="gloo", timeout=timedelta(hours=6))
+    later = os.environ["LOCAL_RANK"] != "0"
+    if later:
+        dist.barrier(patient)
+    yield
+    if not later:
+        dist.barrier(patient)
 
 
 @contextlib.contextmanager
@@ -93,7 +110,8 @@ def stopped_by_torchrun() -> Iterator[None]:
 
 
 def raise_lost(cause: BaseException | None = None) -> NoReturn:
-    raise WorkerLost("another process of this run has ended, and no process can go on alone") from cause
+    why = f" ({str(cause).splitlines()[0]})" if cause else ""
+    raise WorkerLost(f"another process of this run has ended{why}, and no process can go on alone") from cause
 
 
 def wrap(model: nn.Module) -> nn.Module:
@@ -132,6 +150,14 @@ def gather(tensor: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(tensor, device=on) for _ in range(size())]
     dist.all_gather(parts, tensor.to(on))
     return [part.to(tensor.device) for part in parts]
+
+
+def from_first(text: str) -> str:
+    """Return the `text` of the first process, the same in all of them."""
+    own = text.encode()
+    lengths = [int(length) for length in gather(torch.tensor(len(own)))]
+    padded = torch.tensor(list(own.ljust(max(lengths))), dtype=torch.uint8)
+    return bytes(gather(padded)[0][: lengths[0]].tolist()).decode()
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):

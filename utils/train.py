@@ -116,7 +116,6 @@ def fit(
     """
     where = devices.pick(device)
     precision = devices.pick_precision(where, precision)
-    devices.keep_freed_memory()
     torch.manual_seed(recipe.seed + parallel.rank())  # each process drops other units of its images
     stats = channel_stats(data.train.images)
     batches = training_batches(data, stats, recipe, where, precision)
@@ -147,7 +146,7 @@ def fit(
     progress = progress and first
     steps = len(batches)
     bar = tqdm(total=recipe.epochs * steps, initial=done["epoch"] * steps, disable=not progress, unit="step")
-    with bar:
+    with bar, devices.freed_memory_kept():
         for epoch in range(done["epoch"] + 1, recipe.epochs + 1):
             model.train()
             meter = Meter(where, len(batches), (epoch - 1) * len(batches))
@@ -170,7 +169,7 @@ def fit(
                     bar.set_postfix_str(f"epoch {epoch}: {in_words(meter.result())}", refresh=False)
                 bar.update()
             trained = meter.total() | {"lr": schedule.get_last_lr()[0]}
-            validated = evaluate(best, data.validation, stats, device=device, precision=precision)
+            validated = evaluate(best, data.validation, stats, device=device, precision=precision, shared=True)
             bar.set_postfix_str(f"epoch {epoch}: {in_words(trained)}, validation {validated['accuracy']:.2%}")
 
             seconds = time.perf_counter() - begin
@@ -178,7 +177,8 @@ def fit(
                 rows += [
                     [run, epoch, epoch * len(batches), split, name, value, seconds] for name, value in metrics.items()
                 ]
-            draws = {"data": batches.generator.get_state(), "torch": parallel.gather(random_state(where))}
+            states = parallel.gather(random_state(where))
+            draws = {"data": batches.generator.get_state(), "dropout": {"device": where.type, "states": states}}
             if out is not None and first:
                 progress_so_far = {"epoch": epoch, "seconds": seconds, "rows": rows}
                 checkpoint.save_model(out, best, card(data, stats, epoch, validated["accuracy"]))
@@ -210,20 +210,21 @@ class Meter:
         self.processes = parallel.size()  # each sees as many images as this one
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add one batch: `loss` a scalar, `logits` N×num_classes, `labels` N. On a CPU raises Diverged at once."""
+        """Add one batch: `loss` a scalar, `logits` N×num_classes, `labels` N.
+
+        Alone on a CPU raises Diverged at once; processes that share a run find it out together, in `total`.
+        """
         loss = loss.detach()
         self.losses[self.step] = loss
         self.weighted += loss * len(labels)
         self.correct += (logits.detach().argmax(1) == labels).sum()
         self.count += len(labels)
         self.step += 1
-        if loss.device.type == "cpu" and not math.isfinite(loss):
+        if loss.device.type == "cpu" and self.processes == 1 and not math.isfinite(loss):
             self.raise_diverged()
 
     def result(self) -> dict[str, float]:
-        """Return mean loss, accuracy and images per second so far. Raises Diverged for a loss that is not finite."""
-        if not torch.isfinite(self.losses).all():  # the first time that the CPU waits for a GPU
-            self.raise_diverged()
+        """Return mean loss, accuracy and images per second so far."""
         return {
             "loss": float(self.weighted) / self.count,
             "accuracy": int(self.correct) / self.count,
@@ -231,7 +232,13 @@ class Meter:
         }
 
     def total(self) -> dict[str, float]:
-        """Return `result` over the images of all processes, which all must call this once, at the epoch's end."""
+        """Return `result` over the images of all processes, which all must call this once, at the epoch's end.
+
+        Raises Diverged, in all of them, for a loss that is not finite.
+        """
+        self.losses = parallel.all_sum(self.losses) / self.processes
+        if not torch.isfinite(self.losses).all():  # the first time that the CPU waits for a GPU
+            self.raise_diverged()
         self.weighted, self.correct = parallel.all_sum(self.weighted), parallel.all_sum(self.correct)
         self.count, self.processes = self.count * self.processes, 1
         return self.result()
@@ -246,15 +253,24 @@ class Meter:
 
 
 def evaluate(
-    model: nn.Module, split: Split, stats: ChannelStats, *, device: str = "auto", precision: str = "auto"
+    model: nn.Module,
+    split: Split,
+    stats: ChannelStats,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    shared: bool = False,
 ) -> dict[str, float]:
-    """Return "loss" (mean cross-entropy) and "accuracy" (correct / total) of `model` on `split`, in eval mode."""
+    """Return "loss" (mean cross-entropy) and "accuracy" (correct / total) of `model` on `split`, in eval mode.
+
+    When `shared`, the processes of a run look at a part each; all of them must call it then.
+    """
     where = devices.pick(device)
     precision = devices.pick_precision(where, precision)
     model.to(where)
     was_training = model.training
     loss, correct = 0.0, 0
-    shared = len(split) >= parallel.size()
+    shared = shared and len(split) >= parallel.size()
     part = split[parallel.rank() :: parallel.size()] if shared else split  # this process' images
     over_all = parallel.all_sum if shared else (lambda total: total)
     dtype = devices.PRECISIONS[precision]
@@ -327,6 +343,15 @@ def random_state(where: torch.device) -> Tensor:
     return torch.cuda.get_rng_state(where) if where.type == "cuda" else torch.get_rng_state()
 
 
+def set_random_state(saved: dict[str, Any], where: torch.device) -> None:
+    """Go on with the random numbers of `saved` (the device it ran on, a state a process); on another device, anew."""
+    state = saved["states"][parallel.rank() % len(saved["states"])]  # of fewer processes, some draw alike
+    if saved["device"] == where.type == "cuda":
+        torch.cuda.set_rng_state(state, where)
+    elif saved["device"] == where.type:
+        torch.set_rng_state(state)
+
+
 def save(out: Path, stateful: dict[str, Any], draws: dict[str, Any], identity: dict, progress: dict) -> None:
     """Write everything that the run in folder `out` needs to go on as if it had never stopped."""
     states = {name: part.state_dict() for name, part in stateful.items()}
@@ -357,12 +382,7 @@ def restore(out: Path | None, stateful: dict[str, Any], generator: torch.Generat
         if state.get("momentum_buffer") is not None:
             state["momentum_buffer"] = torch.empty_like(weight).copy_(state["momentum_buffer"])
     generator.set_state(saved["draws"]["data"])
-    states = saved["draws"]["torch"]  # one a process; of another number of processes, some draw alike
-    state = states[parallel.rank() % len(states)]
-    if on_cuda(stateful["model"]):
-        torch.cuda.set_rng_state(state)
-    else:
-        torch.set_rng_state(state)
+    set_random_state(saved["draws"]["dropout"], next(stateful["model"].parameters()).device)
     return saved["progress"]
 
 
