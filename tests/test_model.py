@@ -1,6 +1,7 @@
 """The network against torchvision's residual block, torch's own initializers, and what can be measured on it."""
 
 import math
+import zlib
 from itertools import product
 
 import pytest
@@ -143,11 +144,49 @@ def test_initial_weights_have_torchs_distribution(init, reference):
 
 
 def test_default_init_is_what_pytorch_draws():
+    """The same bits, when PyTorch's layer is made with the seed of that layer."""
     torch.manual_seed(0)
-    assert torch.equal(
-        CNN(CNNConfig(init="default")).stem.conv.weight,
-        (torch.manual_seed(0), nn.Conv2d(1, 32, 3, bias=False).weight)[1],
-    )
+    ours = CNN(CNNConfig(init="default")).stem.conv.weight
+    torch.manual_seed(0)
+    torch.manual_seed(int(torch.randint(2**62, ())) ^ zlib.crc32(b"stem.conv"))
+    assert torch.equal(ours, nn.Conv2d(1, 32, 3, bias=False).weight)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"norm": "none"},
+        {"norm": "group"},
+        {"residual": False},
+        {"depth": 8},
+        {"num_classes": 3},
+        {"dropout": 0.1, "dropout_where": "everywhere"},
+        {"pool": "average"},
+    ],
+)
+def test_networks_of_one_seed_start_alike_where_shapes_agree(change):
+    """Whatever else changes: then runs of the same seed are pairs."""
+    models = []
+    for config in (CNNConfig(scale_residual=False), CNNConfig(scale_residual=False, **change)):
+        torch.manual_seed(5)
+        models.append(dict(CNN(config).named_parameters()))
+    shared = [n for n, w in models[0].items() if n in models[1] and models[1][n].shape == w.shape]
+    assert len([name for name in shared if "conv" in name]) == 9
+    for name in shared:
+        assert torch.equal(models[0][name], models[1][name]), name
+
+
+def test_he_xavier_and_gains_scale_the_same_draw():
+    draws = [weights(init) for init in ("he", "xavier", 0.3)]
+    for other in draws[1:]:
+        torch.testing.assert_close(draws[0] / draws[0].std(), other / other.std(), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_one_shape_and_networks_of_two_seeds_differ():
+    torch.manual_seed(5)
+    first = CNN(CNNConfig()).layers[0][0]
+    assert not torch.equal(first.conv1.weight, first.conv2.weight)
+    assert not torch.equal(first.conv1.weight, CNN(CNNConfig()).layers[0][0].conv1.weight)
 
 
 def test_table_counts_what_the_formulas_give():

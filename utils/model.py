@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -174,6 +175,7 @@ class CNN(nn.Module):
 
     def __init__(self, config: CNNConfig = CNNConfig()) -> None:
         super().__init__()
+        seed = int(torch.randint(2**62, ()))  # before any layer takes as many random numbers as its shape needs
         self.config = config
         channels = [config.width * 2**layer for layer in range(NUM_LAYERS)]
         self.stem = Stem(config)
@@ -186,7 +188,7 @@ class CNN(nn.Module):
             fan_in = fan_out
         self.dropout = Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
         self.head = nn.Linear(channels[-1], config.num_classes)
-        initialize(self, config.init, config.activation)
+        initialize(self, config.init, config.activation, seed)
         if config.residual and config.scale_residual:
             scale_residual_branches(self)
 
@@ -219,25 +221,35 @@ def check_images(images: Tensor, in_channels: int) -> None:
         )
 
 
-def initialize(model: nn.Module, init: str | float, activation: str = "relu") -> None:
-    """Draw the convolutions' weights of `model`; a gain g means a standard deviation of g / √fan_in.
+def initialize(model: nn.Module, init: str | float, activation: str = "relu", seed: int = 0) -> None:
+    """Draw the weights of `model`, each layer's from its own generator, of `seed` and the layer's name.
 
+    So two networks of one seed differ only where their configurations do: a layer that both have, of the same shape,
+    starts from the same draw. A gain g means a standard deviation of g / √fan_in.
     he: g = √2, right for ReLU (He et al. 2015, "Delving deep"), or the activation's own (`nn.init.calculate_gain`).
     xavier: variance 2 / (fan_in + fan_out) (Glorot & Bengio 2010). default: PyTorch's `kaiming_uniform_(a=√5)`, g =
     1/√3. Biases start at zero but for "default"; the head stays as PyTorch draws it, so that it is the same in every
     variant.
     """
-    if init == "default":
-        return
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            if init == "xavier":
-                nn.init.xavier_normal_(module.weight)
-            else:
-                gain = he_gain(activation) if init == "he" else float(init)
-                nn.init.normal_(module.weight, std=gain / math.sqrt(module.weight[0].numel()))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed ^ zlib.crc32(name.encode()))
+                module.reset_parameters()  # PyTorch's default
+                if isinstance(module, nn.Conv2d) and init != "default":
+                    draw(module, init, activation)
+
+
+def draw(layer: nn.Conv2d, init: str | float, activation: str) -> None:
+    """Draw the weights of `layer` as `initialize` says for any `init` but "default"."""
+    torch.default_generator.manual_seed(torch.initial_seed())  # the same normal draw, only scaled, for each of them
+    if init == "xavier":
+        nn.init.xavier_normal_(layer.weight)
+    else:
+        gain = he_gain(activation) if init == "he" else float(init)
+        nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.weight[0].numel()))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def scale_residual_branches(model: CNN) -> None:
