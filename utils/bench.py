@@ -179,7 +179,9 @@ def measure_dropout(rounds: int, images: int) -> list[Row]:
 
 
 def measure_probes(rounds: int, images: int) -> list[Row]:
-    """A run with all probes at every 10th step against one without."""
+    """A run with all probes at every 10th step against one without, in tens of steps: each ten have one probed step."""
+    ten = 10 * train.Recipe.batch_size
+    images = max(images // ten, 1) * ten
     with own_process() as process:
         turns = {"without": call(process, loops.course, images), "with": call(process, loops.probed, images)}
         measured = interleave(turns, rounds)
