@@ -6,6 +6,7 @@ import itertools
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_rgb
@@ -294,3 +295,68 @@ def test_architecture_shows_what_the_model_makes_of_the_image():
 def test_architecture_is_the_same_file_at_each_drawing():
     model = CNN()
     assert plots.png(plots.architecture(model)) == plots.png(plots.architecture(model))
+
+
+# ------------------------------------------------------------------------------------------------------- comparisons
+
+
+def sweep(variants: dict[str, float], seeds: int = 4, lrs: tuple[float, ...] = (0.1,)) -> pd.DataFrame:
+    """Made-up runs of three epochs; the last accuracy of a variant is its number, plus a little a seed."""
+    rows = []
+    for variant, best in variants.items():
+        for lr in lrs:
+            for seed in range(seeds):
+                for epoch in (1, 2, 3):
+                    value = best - 0.1 * (3 - epoch) + 0.002 * seed - abs(lr - 0.1)
+                    rows.append(["e", variant, lr, seed, epoch, epoch, "validation", "accuracy", value, 1.0])
+                rows.append(["e", variant, lr, seed, 3, 3, "train", "diverged", 0.0, 1.0])
+    columns = ["experiment", "variant", "lr", "seed", "epoch", "step", "split", "metric", "value", "seconds"]
+    frame = pd.DataFrame(rows, columns=columns)
+    frame.attrs = {"validation_images": 5000, "num_classes": 10}
+    return frame
+
+
+def texts(fig) -> str:
+    return " | ".join(text.get_text() for text in fig.findobj(plt.Text) if text.get_text())
+
+
+def test_compare_shows_mean_curves_in_the_variants_colours_and_the_paired_differences():
+    fig = plots.compare(sweep({"batch": 0.9, "group": 0.88, "none": 0.85}), baseline="none", margin=0.01)
+    left, right = fig.axes
+    ends = {line.get_color(): line.get_ydata()[-1] for line in left.get_lines()}
+    assert ends == pytest.approx(
+        {plots.color(name): 100 * v + 0.3 for name, v in (("batch", 0.9), ("group", 0.88), ("none", 0.85))}
+    )
+    written = texts(fig)
+    for words in ("batch − none, n = 4", "+5.00: supported", "group − none, n = 4", "mean of 4 seeds, 95 % band"):
+        assert words in written
+    assert [line.get_xdata()[0] for line in right.get_lines()][-2:] == [0, 1]  # no difference, and the margin
+    plt.close(fig)
+
+
+def test_compare_tells_of_runs_that_diverged():
+    runs = sweep({"batch": 0.9, "none": 0.85})
+    broken = (runs["variant"] == "none") & (runs["seed"] == 1)
+    runs.loc[broken & (runs["metric"] == "diverged"), "value"] = 1.0
+    fig = plots.compare(runs)
+    assert "none (1 diverged)" in texts(fig)
+    plt.close(fig)
+
+
+def test_lr_sweep_has_a_line_a_variant_on_a_logarithmic_axis():
+    fig = plots.lr_sweep(sweep({"batch": 0.9, "none": 0.85}, lrs=(0.01, 0.1, 0.3)))
+    (ax,) = fig.axes
+    assert ax.get_xscale() == "log"
+    assert {line.get_color(): line.get_xdata().tolist() for line in ax.get_lines()} == {
+        plots.color("batch"): [0.01, 0.1, 0.3],
+        plots.color("none"): [0.01, 0.1, 0.3],
+    }
+    plt.close(fig)
+
+
+def test_variants_without_a_colour_get_ones_that_no_other_has():
+    shades = plots.colors_of(["batch", "width 16", "width 32", "none"])
+    assert shades["batch"] == plots.color("batch")
+    assert len(set(shades.values())) == 4
+    with pytest.raises(ValueError, match="expected at most 6"):
+        plots.colors_of([f"width {n}" for n in range(7)])

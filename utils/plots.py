@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 from PIL import Image
+from scipy import stats
 from torch import Tensor
 
-from utils import files, widgets
+from utils import evidence, files, train, widgets
 from utils.data import Split
 from utils.model import CNN, parts
 
@@ -36,6 +37,8 @@ FAMILIES: dict[str, dict[str, str]] = {
     "input": {"data set": BLUE, "per-image": ORANGE, "0.5-0.5": GREEN, "raw": SKY, "none": DARK},
 }
 COLORS = {variant: colour for family in FAMILIES.values() for variant, colour in family.items()}
+
+PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind text that would cross a line
 
 DPI = 150  # of a saved figure; a notebook shows it at 100 pixels an inch, so that it stays sharp on a fine screen
 SHOWN_DPI = 100
@@ -203,6 +206,132 @@ def history(history: pd.DataFrame, fig: Figure | None = None) -> Figure:
             ax.text(epochs * 1.03, height, split, color=color(split), va="center", fontsize=10, fontweight="bold")
         ax.set(xlabel="epoch", ylabel=f"{metric} ({unit})", xlim=(0, epochs * 1.01))
         ax.xaxis.get_major_locator().set_params(integer=True)
+    return fig
+
+
+def colors_of(variants: Sequence[str]) -> dict[str, str]:
+    """A colour for each variant: its own everywhere, or, where it has none, one that no other here has."""
+    free = [shade for shade in (BLUE, ORANGE, GREEN, VERMILION, SKY, DARK) if shade not in map(COLORS.get, variants)]
+    if len(free) < len([variant for variant in variants if variant not in COLORS]):
+        raise ValueError(f"{len(variants)} variants in one figure: expected at most 6, so that they can be told apart")
+    return {variant: COLORS.get(variant) or free.pop(0) for variant in variants}
+
+
+def compare(
+    runs: pd.DataFrame, metric: str = "validation accuracy", baseline: str | None = None, *, margin: float = 0.0
+) -> Figure:
+    """Learning curves of `ablation.run`'s variants with 95 % bands over the seeds, and their paired differences.
+
+    The differences are those of `evidence.compare`, from `baseline` (None: the last variant); a dashed line is the
+    `margin`. Accuracies are shown in percent. A run that diverged is told beside its variant's name.
+    """
+    variants = list(dict.fromkeys(runs["variant"]))
+    shades, baseline = colors_of(variants), baseline or variants[-1]
+    rows = evidence.compare(runs, baseline, metric, margin=margin)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.2), width_ratios=[3, 2])
+    draw_curves(left, runs, metric, shades)
+    draw_forest(right, rows, shades, margin * scale_of(metric))
+    return fig
+
+
+def scale_of(metric: str) -> float:
+    """100 for an accuracy, which is shown in percent, else 1."""
+    return 100.0 if metric.endswith("accuracy") else 1.0
+
+
+def draw_curves(ax: Axes, runs: pd.DataFrame, metric: str, shades: Mapping[str, str]) -> None:
+    """Draws the mean of `metric` over the seeds against the epoch, with its 95 % t interval, a line a variant."""
+    split, _, name = metric.partition(" ")
+    unit = "% correct" if name == "accuracy" else "cross-entropy, nats"
+    last, epochs = {}, int(runs["epoch"].max())
+    for variant, shade in shades.items():
+        of_variant = runs[(runs["variant"] == variant) & (runs["split"] == split) & (runs["metric"] == name)]
+        values = scale_of(metric) * of_variant.pivot(index="epoch", columns="seed", values="value")
+        mean, half = values.mean(axis=1), half_intervals(values)
+        ax.plot(mean.index, mean, "o-", color=shade, lw=1.8, ms=4)
+        ax.fill_between(mean.index, mean - half, mean + half, color=shade, alpha=0.25, lw=0)
+        if len(mean):
+            last[variant] = mean.iloc[-1]
+    broken = runs[(runs["metric"] == train.DIVERGED) & (runs["value"] > 0)].groupby("variant").size()
+    for variant, height in spread(last, ax).items():
+        label = f"{variant} ({broken[variant]} diverged)" if variant in broken else variant
+        ax.text(epochs * 1.04, height, label, color=shades[variant], va="center", fontsize=10, fontweight="bold")
+    ax.set(xlabel="epoch", ylabel=f"{metric} ({unit})", xlim=(0.8, epochs * 1.02))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_title(f"mean of {runs['seed'].nunique()} seeds, 95 % band", loc="left")
+
+
+def half_intervals(values: pd.DataFrame) -> pd.Series:
+    """Half of the 95 % t interval of each row's mean; 0 for a single value."""
+    n = values.count(axis=1)
+    return (stats.t.ppf(0.975, (n - 1).clip(lower=1)) * values.std(axis=1) / n**0.5).fillna(0)
+
+
+def draw_forest(ax: Axes, rows: pd.DataFrame, shades: Mapping[str, str], margin: float) -> None:
+    """Draws each difference of `evidence.compare` with its interval, n and verdict."""
+    factor = scale_of(rows["metric"].iloc[0])
+    for place, row in enumerate(rows.itertuples()):
+        shade = shades[row.variant]
+        ax.plot([factor * row.low, factor * row.high], [place, place], color=shade, lw=3, solid_capstyle="butt")
+        ax.plot(factor * row.difference, place, "o", color=shade, ms=7)
+        label = f"{row.variant} − {row.baseline}, n = {row.n}"
+        ax.annotate(
+            label,
+            (0, place),
+            (0, 12),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            fontsize=10,
+            bbox=PLAIN,
+        )
+        ax.annotate(
+            f"{factor * row.difference:+.2f}: {row.verdict}",
+            (0, place),
+            (0, -20),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            fontsize=10,
+            bbox=PLAIN,
+            color=shade,
+            fontweight="bold",
+        )
+    ax.axvline(0, color=GREY, lw=1)
+    if margin:
+        ax.axvline(margin, color=GREY, lw=1, ls="--")
+    ax.set(ylim=(len(rows) - 0.4, -0.6), yticks=[], xlabel="difference, points" if factor == 100 else "difference")
+    ax.spines["left"].set_visible(False)
+    ax.set_title("paired by seed, 95 % interval", loc="left")
+
+
+def lr_sweep(runs: pd.DataFrame, metric: str = "validation accuracy") -> Figure:
+    """The last value of `metric` against the learning rate, a line a variant: mean over the seeds, and their range.
+
+    A run that diverged counts as guessing, as in `evidence.finals`.
+    """
+    variants = list(dict.fromkeys(runs["variant"]))
+    shades, ends = colors_of(variants), {}
+    fig, ax = plt.subplots(figsize=(7.2, 3.2))
+    for variant, shade in shades.items():
+        of_variant, finals = runs[runs["variant"] == variant], {}
+        for lr, group in of_variant.groupby("lr"):
+            group.attrs = runs.attrs
+            finals[lr] = scale_of(metric) * evidence.finals(group, metric)[variant]
+        table = pd.DataFrame(finals).T  # a row a learning rate, a column a seed
+        ax.plot(table.index, table.mean(axis=1), "o-", color=shade, lw=1.8, ms=5)
+        ax.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=shade, alpha=0.25, lw=0)
+        ends[variant] = table.mean(axis=1).iloc[-1]
+    for variant, height in spread(ends, ax).items():
+        style = {"color": shades[variant], "va": "center", "fontsize": 10, "fontweight": "bold"}
+        ax.text(1.02, height, variant, transform=ax.get_yaxis_transform(), **style)
+    ax.set(
+        xscale="log",
+        xlabel="learning rate (logarithmic)",
+        ylabel=metric + (" (% correct)" if scale_of(metric) == 100 else ""),
+    )
+    tried = sorted(runs["lr"].unique())
+    ax.set_xticks(tried, [f"{lr:g}" for lr in tried])
+    ax.minorticks_off()
+    ax.set_title(f"mean of {runs['seed'].nunique()} seeds, band: lowest to highest", loc="left")
     return fig
 
 

@@ -22,6 +22,7 @@ from utils.model import CNN, is_number, option
 
 SCHEDULES = ("one-cycle", "cosine", "constant")
 EVAL_BATCH = 500
+DIVERGED = "diverged"  # metric of a run among many: 1 if its loss became NaN or infinite, else 0
 
 
 class Diverged(RuntimeError):

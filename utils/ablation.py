@@ -1,0 +1,347 @@
+"""Many runs that differ in one field: variants × learning rates × seeds, in parallel, each finished run kept.
+
+    runs = ablation.run("batchnorm", CNNConfig(), {"norm": ["batch", "none"]}, Recipe(epochs=4), seeds=range(10))
+
+Runs of one seed are pairs: they start from the same weights where shapes agree, and see the same images in the same
+order with the same crops and flips. To share a sweep among machines, run it under `joblib.parallel_config("dask")`.
+"""
+
+import ast
+import difflib
+import hashlib
+import itertools
+import json
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pandas as pd
+import torch
+from joblib.parallel import get_active_backend
+from tqdm.auto import tqdm
+
+from utils import checkpoint, data, files, train
+from utils import device as devices
+from utils.model import CNN, CNNConfig
+
+ROWS = ["epoch", "step", "split", "metric", "value", "seconds"]  # columns of one run
+COLUMNS = ["experiment", "variant", "lr", "seed", *ROWS]
+NAMES = {("residual", True): "residual", ("residual", False): "plain"}  # of variants that a value does not name
+NEEDS = {("dropout_where", "none"): {"dropout": 0.0}}  # a value that leaves another field without a meaning
+BYTES_A_ROW = 150  # of a kept run
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which images the runs see: as `data.load` takes them, and how many of them to train on (None: all)."""
+
+    name: str = "fashion-mnist"
+    images: int | None = None
+    size: int | None = None
+    channels: int | None = None
+
+
+@cache
+def load(source: Source) -> data.ImageData:
+    """Return the images of `source`, which a process reads once. Raises what `data.load` and `take` raise."""
+    images = data.load(source.name, size=source.size, channels=source.channels, progress=False)
+    return images if source.images is None else images.take(source.images)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: all that decides its numbers, but for the code and the kind of hardware."""
+
+    config: CNNConfig
+    recipe: train.Recipe
+    source: Source
+    device: str
+    precision: str
+
+    def key(self) -> str:
+        """Return the name that the run is kept under: SHA-256 of its settings, images, code and PyTorch's version."""
+        settings = asdict(self) | {"checksum": load(self.source).checksum, "code": code_version()}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:40]
+
+    def train(self) -> list[list[Any]]:
+        """Train, and return rows as in ROWS. On a CPU in one thread: any such machine gives the same bits, busy or not.
+
+        A run that diverges gives the rows of the epochs before, and says so in its last row.
+        """
+        threads = torch.get_num_threads()
+        if self.device == "cpu":
+            torch.set_num_threads(1)
+        try:
+            return self.rows()
+        finally:
+            torch.set_num_threads(threads)
+
+    def rows(self) -> list[list[Any]]:
+        """Train with as many threads as there are, and return rows as in ROWS."""
+        images, kept = load(self.source), train.History(columns=train.History.COLUMNS)
+        torch.manual_seed(self.recipe.seed)
+        model = CNN(replace(self.config, in_channels=images.in_channels, num_classes=images.num_classes))
+        options = {"device": self.device, "precision": self.precision, "progress": False}
+
+        def keep(history: train.History) -> None:
+            nonlocal kept
+            kept = history
+
+        try:
+            train.fit(model, images, self.recipe, **options, on_epoch=keep)
+            diverged = 0.0
+        except train.Diverged:
+            diverged = 1.0
+        rows = kept.loc[kept["metric"] != "images_per_second", ROWS].to_numpy().tolist()  # seconds say the same
+        last = rows[-1] if rows else [0, 0, "", "", 0.0, 0.0]
+        return [*rows, [last[0], last[1], "train", train.DIVERGED, diverged, last[5]]]
+
+
+def run(
+    experiment: str,
+    base: CNNConfig,
+    vary: Mapping[str, Sequence[Any] | Mapping[str, Any]],
+    recipe: train.Recipe,
+    seeds: Sequence[int],
+    *,
+    lr: float | Sequence[float] | Mapping[str, float] | None = None,
+    source: Source = Source(),
+    grid: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    jobs: int | None = None,
+    refresh: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train every variant with every seed, and return all rows: COLUMNS, sorted, as `History` has them for one run.
+
+    `vary` names one field of CNNConfig or Recipe and its values, or a dict of names and values; with `grid`, two
+    fields, of which all pairs are variants. `lr` is one learning rate, several (a sweep), or one for each variant by
+    name; without it the recipe's. On CPUs `jobs` processes (None: one a core) of one thread share the work, on a GPU
+    one. Finished runs are kept in cache_dir()/runs and not trained again, unless `refresh`. The frame's `attrs` say
+    what the numbers were measured on. Raises ValueError for a field, value, seed or learning rate that is refused.
+    """
+    trials = plan(base, vary, recipe, seeds, lr=lr, source=source, grid=grid, device=device, precision=precision)
+    results = execute(list(trials.values()), jobs, refresh, progress and f"{experiment}: runs")
+    rows = [[experiment, *labels, *row] for labels, trial in trials.items() for row in results[trial]]
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    order = {name: place for place, name in enumerate(dict.fromkeys(variant for variant, _, _ in trials))}
+    places = frame["variant"].map(order)
+    frame = frame.assign(place=places).sort_values(["place", "lr", "seed", "step"], kind="stable")
+    frame = frame.drop(columns="place").reset_index(drop=True)
+    frame.attrs = environment(next(iter(trials.values())))
+    return frame
+
+
+def plan(
+    base: CNNConfig,
+    vary: Mapping[str, Sequence[Any] | Mapping[str, Any]],
+    recipe: train.Recipe,
+    seeds: Sequence[int],
+    *,
+    lr: float | Sequence[float] | Mapping[str, float] | None = None,
+    source: Source = Source(),
+    grid: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+) -> dict[tuple[str, float, int], Trial]:
+    """Return the runs that `run` would make with these arguments, by (variant, lr, seed)."""
+    seeds = list(seeds)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds={seeds!r}: expected one or more, each of them once")
+    where = devices.pick(device)
+    options = {"source": source, "device": str(where), "precision": devices.pick_precision(where, precision)}
+    trials, made = {}, variants(base, recipe, vary, grid)
+    if isinstance(lr, Mapping) and set(lr) != set(made):
+        raise ValueError(f"lr={dict(lr)!r}: expected one learning rate for each of {', '.join(made)}")
+    for name, (config, its_recipe) in made.items():
+        for rate in rates(lr, name, its_recipe):
+            for seed in seeds:
+                trials[name, rate, seed] = Trial(config, replace(its_recipe, lr=rate, seed=seed), **options)
+    return trials
+
+
+def rates(lr: float | Sequence[float] | Mapping[str, float] | None, variant: str, recipe: train.Recipe) -> list[float]:
+    """Return the learning rates of `variant`."""
+    if lr is None:
+        return [recipe.lr]
+    if isinstance(lr, Mapping):
+        return [lr[variant]]
+    return list(lr) if isinstance(lr, Sequence) else [lr]
+
+
+def variants(
+    base: CNNConfig, recipe: train.Recipe, vary: Mapping[str, Sequence[Any] | Mapping[str, Any]], grid: bool
+) -> dict[str, tuple[CNNConfig, train.Recipe]]:
+    """Return network and recipe of each variant, by its name. Raises ValueError for more than one field that varies."""
+    if len(vary) != (2 if grid else 1):
+        expected = "two fields for grid=True" if grid else "one field, or two and grid=True"
+        raise ValueError(f"vary names {len(vary)} fields ({', '.join(vary) or 'none'}): expected {expected}")
+    found = {}
+    for combination in itertools.product(*(choices(field, values) for field, values in vary.items())):
+        config, its_recipe = base, recipe
+        for field, _, value in combination:
+            changes = {field: value} | NEEDS.get((field, value), {})
+            if field in names(CNNConfig):
+                config = replace(config, **changes)
+            else:
+                its_recipe = replace(its_recipe, **changes)
+        name = ", ".join(name for _, name, _ in combination)
+        if name in found:
+            raise ValueError(f"vary={dict(vary)!r}: two variants are called {name!r}; expected different ones")
+        found[name] = (config, its_recipe)
+    return found
+
+
+def choices(field: str, values: Sequence[Any] | Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """Return (field, name of the variant, value) of each value that `field` takes."""
+    known = [name for name in (*names(CNNConfig), *names(train.Recipe)) if name not in ("seed", "lr")]
+    if field not in known:
+        near = difflib.get_close_matches(field, known, 3) or known
+        remedy = f"; give {field}s by {'seeds=' if field == 'seed' else 'lr='}" if field in ("seed", "lr") else ""
+        raise ValueError(f"vary has no field {field!r} to change: choose one of {', '.join(near)}{remedy}")
+    if isinstance(values, str) or len(values) < 2:
+        raise ValueError(f"vary[{field!r}]={values!r}: expected two or more values to compare")
+    if isinstance(values, Mapping):
+        return [(field, name, value) for name, value in values.items()]
+    return [(field, NAMES.get((field, value), name_of(field, value)), value) for value in values]
+
+
+def name_of(field: str, value: Any) -> str:
+    """Return what a variant is called: words name themselves, numbers and switches need their field."""
+    return value if isinstance(value, str) else f"{field} {value}"
+
+
+def names(config: type) -> list[str]:
+    """Return the names of the fields of a configuration."""
+    return [field.name for field in fields(config)]
+
+
+def execute(trials: list[Trial], jobs: int | None, refresh: bool, bar: str | bool) -> dict[Trial, list[list[Any]]]:
+    """Return the rows of each trial: kept ones at once, the others trained, and kept as each of them ends."""
+    results = {}
+    for trial in trials if not refresh else ():
+        rows = kept(trial)
+        if rows is not None:
+            results[trial] = rows
+    missing = [trial for trial in trials if trial not in results]
+    with tqdm(total=len(trials), initial=len(results), desc=bar or None, unit="run", disable=not bar) as shown:
+        for trial, rows in in_parallel(missing, jobs):
+            keep(trial, rows)
+            results[trial] = rows
+            shown.update()
+    return results
+
+
+def in_parallel(trials: list[Trial], jobs: int | None) -> Iterator[tuple[Trial, list[list[Any]]]]:
+    """Yield each trial with its rows as it ends, from as many processes as `run` says, or from joblib's own backend."""
+    if not trials:
+        return
+    if jobs is None:
+        jobs = 1 if trials[0].device != "cpu" else min(joblib.cpu_count(), len(trials))
+    elsewhere = type(get_active_backend()[0]).__name__ == "DaskDistributedBackend"
+    parallel = joblib.Parallel(n_jobs=-1 if elsewhere else jobs, return_as="generator_unordered")
+    yield from parallel(joblib.delayed(work)(trial, code_version()) for trial in trials)
+
+
+def work(trial: Trial, code: str) -> tuple[Trial, list[list[Any]]]:
+    """Train `trial` in a process that must run the same code. Raises RuntimeError if it does not."""
+    if code_version() != code:
+        raise RuntimeError("a worker runs other code or another PyTorch than the sweep: update it, and start it again")
+    return trial, trial.train()
+
+
+def folder() -> Path:
+    """Return the folder of the kept runs."""
+    return files.cache_dir() / "runs"
+
+
+def keep(trial: Trial, rows: list[list[Any]]) -> None:
+    """Keep the rows of a finished trial."""
+    checkpoint.write(folder() / f"{trial.key()}.safetensors", {"rows": rows})
+
+
+def kept(trial: Trial) -> list[list[Any]] | None:
+    """Return the kept rows of `trial`; None where there are none, or, with a warning, where the file is damaged."""
+    path = folder() / f"{trial.key()}.safetensors"
+    if not path.exists():
+        return None
+    try:
+        return checkpoint.read(path)["rows"]
+    except checkpoint.CheckpointError as error:
+        warnings.warn(f"a kept run is damaged and will be trained again: {error}", stacklevel=4)
+        return None
+
+
+def estimate(trials: Sequence[Trial]) -> dict[str, float]:
+    """Return "runs", "kept" ones, and of the rest "core_hours" and "bytes", from one timed step of each network."""
+    missing = [trial for trial in trials if kept(trial) is None]
+    seconds = {trial.config: 0.0 for trial in missing}
+    for config in seconds:
+        seconds[config] = seconds_an_image(next(trial for trial in missing if trial.config == config))
+    images = {trial: trial.recipe.epochs * len(load(trial.source).train) for trial in missing}
+    rows = sum(5 * trial.recipe.epochs + 1 for trial in missing)
+    hours = sum(images[trial] * seconds[trial.config] for trial in missing) / 3600
+    return {"runs": len(trials), "kept": len(trials) - len(missing), "core_hours": hours, "bytes": rows * BYTES_A_ROW}
+
+
+def seconds_an_image(trial: Trial) -> float:
+    """Return the seconds an image of `trial`, in one thread, measured on two batches after two that warm up."""
+    recipe = replace(trial.recipe, epochs=1)
+    few = replace(trial, recipe=recipe, source=replace(trial.source, images=2 * recipe.batch_size))
+    few.train()
+    begin = time.perf_counter()
+    few.train()
+    return (time.perf_counter() - begin) / (2 * recipe.batch_size)
+
+
+def environment(trial: Trial) -> dict[str, Any]:
+    """Return what the numbers were measured on: machine, code, data, and the size of the validation split."""
+    images = load(trial.source)
+    machine = devices.describe(trial.device, trial.precision) | {"threads": "1 a run"}
+    about = {"data": images.name, "checksum": images.checksum, "images": len(images.train)}
+    about |= {"validation_images": len(images.validation), "num_classes": images.num_classes}
+    return machine | about | {"code": code_version()}
+
+
+@cache
+def code_version() -> str:
+    """Return the SHA-256 of what a run's code does: of this module and all of `utils` that it imports, and of PyTorch.
+
+    Comments, docstrings and layout do not count.
+    """
+    here, parsed, waiting = Path(__file__).parent, {}, [Path(__file__).stem]
+    while waiting:
+        module = waiting.pop()
+        if module not in parsed:
+            tree = ast.parse((here / f"{module}.py").read_text(encoding="utf-8"))
+            parsed[module] = ast.dump(without_docstrings(tree))
+            waiting += [name for name in imported(tree) if (here / f"{name}.py").exists()]
+    text = json.dumps([torch.__version__, parsed], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Return the names that a module imports from `utils`."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "utils":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("utils."):
+            found.add(node.module.removeprefix("utils."))
+    return found
+
+
+def without_docstrings(tree: ast.Module) -> ast.Module:
+    """Return `tree` after its docstrings were taken out."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            del body[0]
+    return tree
