@@ -102,7 +102,7 @@ def train_command(
             if not resume and parallel.is_first():
                 files.write_text(out / SETTINGS_FILE, json.dumps(settings, indent=2))
             history = train.fit(model, images_in, recipe, **options, out=out, resume=resume)
-            result = final_number(model, images_in, options) if test else None
+            result = final_number(model, images_in, recipe, options) if test else None
     except KeyboardInterrupt:
         print(f"\nstopped; {how_to_resume(out)}")
         raise typer.Exit(130) from None
@@ -223,10 +223,10 @@ def how_to_resume(out: Path) -> str:
     return f"the finished epochs are kept. Go on with: {command} cnn.py --resume --out {quoted(out)}"
 
 
-def final_number(model: CNN, images: data.ImageData, options: dict[str, Any]) -> str:
+def final_number(model: CNN, images: data.ImageData, recipe: train.Recipe, options: dict[str, Any]) -> str:
     """Read the test images, the one time, and say how good the network is on them."""
     split = images.read_test("python cnn.py train: the final number of a run")
-    stats = data.channel_stats(images.train.images)
+    stats = data.input_stats(images.train.images, recipe.input_norm)
     result = train.evaluate(model, split, stats, device=options["device"], precision=options["precision"], shared=True)
     correct = round(result["accuracy"] * len(split))
     return f"test accuracy {result['accuracy']:.2%} ({correct:,} of {len(split):,} images)"
@@ -279,7 +279,7 @@ def predict(
 ) -> None:
     """Print the three most probable classes of each image, by a trained checkpoint."""
     model, card = checkpoint.load_model(run if run is not None else newest_run(checkpoint.MODEL_FILE))
-    stats = data.ChannelStats(tuple(card["mean"]), tuple(card["std"]), 0)
+    stats = data.ChannelStats(tuple(card["mean"]), tuple(card["std"]), 0, card.get("per_image", False))
     for path in images:
         image = data.read_image(path, tuple(card["image_size"]), model.config.in_channels)  # C×H×W
         image = 255 - image if invert else image

@@ -263,7 +263,7 @@ def test_variants_change_one_field_or_two_of_a_grid():
         ({"vary": {"seed": [1, 2]}}, "give seeds by seeds="),
         ({"seeds": []}, r"seeds=\[\]: expected one or more"),
         ({"seeds": [1, 1]}, "each of them once"),
-        ({"lr": {"batch": 0.1}}, "expected one learning rate for each of batch, none"),
+        ({"lr": {"batch": 0.1}}, "expected a learning rate, or several, for each of batch, none"),
         ({"source": ablation.Source("no-such-folder")}, "no-such-folder"),
     ],
 )

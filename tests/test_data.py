@@ -977,3 +977,36 @@ def test_an_accelerator_gives_the_same_batches():
         torch.testing.assert_close(theirs.cpu(), ours)
     with pytest.raises(MemoryError, match=f"are free on {device}"):
         data.check_memory(10**15, "they", device)
+
+
+# ----------------------------------------------------------------------------------------------- input normalization
+
+
+@pytest.mark.parametrize("kind", ["data set", *data.INPUT_NORMS])
+def test_each_input_normalization_gives_the_values_that_it_is_called_by(kind):
+    """Against the definition, in float64; `Batches` and `normalize` agree."""
+    split = split_of(60, channels=3)
+    stats = data.input_stats(split.images, kind)
+    seen = torch.cat([images for images, _ in Batches(split, stats, 16)])
+    assert torch.allclose(seen, data.normalize(split.images, stats), atol=1e-6)
+    pixels = split.images.double()
+    std, mean = torch.std_mean(pixels, (0, 2, 3), correction=0, keepdim=True)
+    own_std, own_mean = torch.std_mean(pixels, (1, 2, 3), correction=0, keepdim=True)
+    expected = {
+        "data set": (pixels - mean) / std,
+        "per-image": (pixels - own_mean) / own_std,
+        "0.5-0.5": pixels / 127.5 - 1,
+        "0-1": pixels / 255,
+        "0-255": pixels,
+    }
+    assert torch.allclose(seen.double(), expected[kind], rtol=1e-5, atol=1e-5)
+
+
+def test_a_constant_image_becomes_zero_per_image():
+    images = torch.full((2, 1, 8, 8), 200, dtype=torch.uint8)
+    assert data.normalize(images, data.input_stats(images, "per-image")).abs().max() < 1e-3
+
+
+def test_an_unknown_input_normalization_is_refused():
+    with pytest.raises(ValueError, match="input_norm='imagenet': choose one of data set, per-image"):
+        data.input_stats(split_of(4).images, "imagenet")

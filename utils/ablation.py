@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,18 +23,21 @@ from typing import Any
 import joblib
 import pandas as pd
 import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from joblib.parallel import get_active_backend
 from tqdm.auto import tqdm
 
-from utils import checkpoint, data, files, train
+from utils import checkpoint, data, files, parallel, train
 from utils import device as devices
 from utils.model import CNN, CNNConfig
 
+Rates = float | Sequence[float] | Mapping[str, float | Sequence[float]] | None
 ROWS = ["epoch", "step", "split", "metric", "value", "seconds"]  # columns of one run
 COLUMNS = ["experiment", "variant", "lr", "seed", *ROWS]
 NAMES = {("residual", True): "residual", ("residual", False): "plain"}  # of variants that a value does not name
 NEEDS = {("dropout_where", "none"): {"dropout": 0.0}}  # a value that leaves another field without a meaning
 BYTES_A_ROW = 150  # of a kept run
+ALONE = threading.Lock()  # PyTorch's random numbers are those of the process: runs in threads of one would mix them
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,13 @@ class Trial:
         if self.device == "cpu":
             torch.set_num_threads(1)
         try:
-            return self.rows()
+            return self.rows(load(self.source))
         finally:
             torch.set_num_threads(threads)
 
-    def rows(self) -> list[list[Any]]:
-        """Train with as many threads as there are, and return rows as in ROWS."""
-        images, kept = load(self.source), train.History(columns=train.History.COLUMNS)
+    def rows(self, images: data.ImageData) -> list[list[Any]]:
+        """Train on `images` with as many threads as there are, and return rows as in ROWS."""
+        kept = train.History(columns=train.History.COLUMNS)
         torch.manual_seed(self.recipe.seed)
         model = CNN(replace(self.config, in_channels=images.in_channels, num_classes=images.num_classes))
         options = {"device": self.device, "precision": self.precision, "progress": False}
@@ -109,7 +113,7 @@ def run(
     recipe: train.Recipe,
     seeds: Sequence[int],
     *,
-    lr: float | Sequence[float] | Mapping[str, float] | None = None,
+    lr: Rates = None,
     source: Source = Source(),
     grid: bool = False,
     device: str = "auto",
@@ -121,10 +125,11 @@ def run(
     """Train every variant with every seed, and return all rows: COLUMNS, sorted, as `History` has them for one run.
 
     `vary` names one field of CNNConfig or Recipe and its values, or a dict of names and values; with `grid`, two
-    fields, of which all pairs are variants. `lr` is one learning rate, several (a sweep), or one for each variant by
+    fields, of which all pairs are variants. `lr` is one learning rate, several (a sweep), or either for each variant by
     name; without it the recipe's. On CPUs `jobs` processes (None: one a core) of one thread share the work, on a GPU
     one. Finished runs are kept in cache_dir()/runs and not trained again, unless `refresh`. The frame's `attrs` say
-    what the numbers were measured on. Raises ValueError for a field, value, seed or learning rate that is refused.
+    what the numbers were measured on. Raises ValueError for a field, value, seed or learning rate that is refused,
+    parallel.WorkerLost when a process is killed.
     """
     trials = plan(base, vary, recipe, seeds, lr=lr, source=source, grid=grid, device=device, precision=precision)
     results = execute(list(trials.values()), jobs, refresh, progress and f"{experiment}: runs")
@@ -144,7 +149,7 @@ def plan(
     recipe: train.Recipe,
     seeds: Sequence[int],
     *,
-    lr: float | Sequence[float] | Mapping[str, float] | None = None,
+    lr: Rates = None,
     source: Source = Source(),
     grid: bool = False,
     device: str = "auto",
@@ -158,7 +163,7 @@ def plan(
     options = {"source": source, "device": str(where), "precision": devices.pick_precision(where, precision)}
     trials, made = {}, variants(base, recipe, vary, grid)
     if isinstance(lr, Mapping) and set(lr) != set(made):
-        raise ValueError(f"lr={dict(lr)!r}: expected one learning rate for each of {', '.join(made)}")
+        raise ValueError(f"lr={dict(lr)!r}: expected a learning rate, or several, for each of {', '.join(made)}")
     for name, (config, its_recipe) in made.items():
         for rate in rates(lr, name, its_recipe):
             for seed in seeds:
@@ -166,13 +171,12 @@ def plan(
     return trials
 
 
-def rates(lr: float | Sequence[float] | Mapping[str, float] | None, variant: str, recipe: train.Recipe) -> list[float]:
+def rates(lr: Rates, variant: str, recipe: train.Recipe) -> list[float]:
     """Return the learning rates of `variant`."""
-    if lr is None:
+    own = lr[variant] if isinstance(lr, Mapping) else lr
+    if own is None:
         return [recipe.lr]
-    if isinstance(lr, Mapping):
-        return [lr[variant]]
-    return list(lr) if isinstance(lr, Sequence) else [lr]
+    return list(own) if isinstance(own, Sequence) else [own]
 
 
 def variants(
@@ -225,12 +229,12 @@ def names(config: type) -> list[str]:
 def execute(trials: list[Trial], jobs: int | None, refresh: bool, bar: str | bool) -> dict[Trial, list[list[Any]]]:
     """Return the rows of each trial: kept ones at once, the others trained, and kept as each of them ends."""
     results = {}
-    for trial in trials if not refresh else ():
+    for trial in () if refresh else set(trials):
         rows = kept(trial)
         if rows is not None:
             results[trial] = rows
-    missing = [trial for trial in trials if trial not in results]
-    with tqdm(total=len(trials), initial=len(results), desc=bar or None, unit="run", disable=not bar) as shown:
+    missing = [trial for trial in dict.fromkeys(trials) if trial not in results]
+    with tqdm(total=len(set(trials)), initial=len(results), desc=bar or None, unit="run", disable=not bar) as shown:
         for trial, rows in in_parallel(missing, jobs):
             keep(trial, rows)
             results[trial] = rows
@@ -245,15 +249,22 @@ def in_parallel(trials: list[Trial], jobs: int | None) -> Iterator[tuple[Trial, 
     if jobs is None:
         jobs = 1 if trials[0].device != "cpu" else min(joblib.cpu_count(), len(trials))
     elsewhere = type(get_active_backend()[0]).__name__ == "DaskDistributedBackend"
-    parallel = joblib.Parallel(n_jobs=-1 if elsewhere else jobs, return_as="generator_unordered")
-    yield from parallel(joblib.delayed(work)(trial, code_version()) for trial in trials)
+    workers = joblib.Parallel(n_jobs=-1 if elsewhere else jobs, return_as="generator_unordered")
+    try:
+        yield from workers(joblib.delayed(work)(trial, code_version()) for trial in trials)
+    except TerminatedWorkerError as error:
+        raise parallel.WorkerLost(
+            "a process of the sweep was lost (killed, or out of memory); the finished runs are kept: run it again to "
+            "go on, with fewer jobs if memory was short"
+        ) from error
 
 
 def work(trial: Trial, code: str) -> tuple[Trial, list[list[Any]]]:
     """Train `trial` in a process that must run the same code. Raises RuntimeError if it does not."""
     if code_version() != code:
         raise RuntimeError("a worker runs other code or another PyTorch than the sweep: update it, and start it again")
-    return trial, trial.train()
+    with ALONE:
+        return trial, trial.train()
 
 
 def folder() -> Path:

@@ -29,6 +29,7 @@ DATASETS = ("fashion-mnist", *TORCHVISION)  # the names that `load` knows
 CHARACTERS = ("mnist", "kmnist", "svhn")  # mirrored, a digit or a letter is another one, or none
 VALIDATION_EVERY = 12  # of the training images of a class, the first of every 12 is a validation image
 TEST_EVERY = 6  # of all images of a class, the first of every 6 is a test image, in a folder without train/ and test/
+INPUT_NORMS = {"per-image": (0.0, 1.0), "0.5-0.5": (0.5, 0.5), "0-1": (0.0, 1.0), "0-255": (0.0, 1 / 255)}  # mean, std
 CACHE_FORMAT = 1  # to be raised when images are decoded differently: older caches are then made again
 
 
@@ -395,11 +396,15 @@ class Moments:
 
 @dataclass(frozen=True)
 class ChannelStats:
-    """Mean and population standard deviation of each channel, uint8 pixels taken as 0 to 1, and pixels a channel."""
+    """Mean and population standard deviation of each channel, uint8 pixels taken as 0 to 1, and pixels a channel.
+
+    With `per_image`, an image that is normalized by them is then brought to mean 0 and standard deviation 1 by its own.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     count: int
+    per_image: bool = False
 
 
 def channel_stats(images: Tensor | Iterable[Tensor], chunk: int = 2**20) -> ChannelStats:
@@ -424,13 +429,35 @@ def channel_stats(images: Tensor | Iterable[Tensor], chunk: int = 2**20) -> Chan
     return ChannelStats(tuple(total.mean.tolist()), tuple((total.m2 / total.count).sqrt().tolist()), total.count)
 
 
+def input_stats(images: Tensor, kind: str) -> ChannelStats:
+    """What uint8 training images N×C×H×W are normalized by, so that the network's input is of this `kind`.
+
+    "data set": mean 0 and std 1 over all of them. "per-image": over each image. "0.5-0.5": pixels from -1 to 1. "0-1",
+    "0-255": pixels in these ranges. Raises ValueError for another kind.
+    """
+    if kind == "data set":
+        return channel_stats(images)
+    if kind not in INPUT_NORMS:
+        raise ValueError(f"input_norm={kind!r}: choose one of data set, {', '.join(INPUT_NORMS)}")
+    mean, std = ((value,) * images.shape[1] for value in INPUT_NORMS[kind])
+    return ChannelStats(mean, std, 0, per_image=kind == "per-image")
+
+
 def normalize(images: Tensor, stats: ChannelStats, dtype: torch.dtype = torch.float32) -> Tensor:
     """(images / 255 - mean) / std of each channel, for uint8 images N×C×H×W; floats are not divided by 255.
 
-    A channel that never changes (std 0) becomes 0 everywhere.
+    A channel that never changes (std 0) becomes 0 everywhere, and so does a constant image `per_image`.
     """
     scale, shift = (x.view(-1, 1, 1).to(images.device) for x in _scale_and_shift(stats, images.dtype))
-    return (images.float() * scale + shift).to(dtype)
+    values = images.float() * scale + shift
+    return (standardize(values) if stats.per_image else values).to(dtype)
+
+
+def standardize(images: Tensor) -> Tensor:
+    """Float images, B first, each brought to mean 0 and standard deviation 1 by its own; constant ones to 0."""
+    axes = tuple(range(1, images.ndim))
+    std, mean = torch.std_mean(images, axes, correction=0, keepdim=True)
+    return (images - mean) / std.clamp(min=1e-4)  # one pixel of many that is one step of 255 off gives more
 
 
 def _scale_and_shift(stats: ChannelStats, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -493,7 +520,7 @@ class Batches:
             channels_last = memory_format(device) is torch.channels_last
         self.batch_size, self.drop_last, self.dtype, self.channels_last = batch_size, drop_last, dtype, channels_last
         self.shuffle, self.crop_padding, self.flip, self.share = shuffle, crop_padding, flip, share
-        self.image_size = (height, width)
+        self.image_size, self.per_image = (height, width), stats.per_image
         self.generator = torch.Generator().manual_seed(seed)
         self.labels = _to_device(split.labels, device)
         # Stored and augmented as N×H×W×C, so that permuted to N×C×H×W they are in channels-last format without a copy.
@@ -523,6 +550,7 @@ class Batches:
     def _normalize(self, images: Tensor) -> Tensor:
         """As `normalize` does; B×H×W×C in, B×C×H×W out."""
         rows = images.flatten(2).float().mul_(self.scale).add_(self.shift)  # B×H×(W·C)
+        rows = standardize(rows) if self.per_image else rows
         images = rows.to(self.dtype).view(images.shape).permute(0, 3, 1, 2)
         return images if self.channels_last else images.clone(memory_format=torch.contiguous_format)
 

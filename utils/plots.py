@@ -34,7 +34,7 @@ FAMILIES: dict[str, dict[str, str]] = {
     "init": {"he": BLUE, "xavier": ORANGE, "default": GREEN},
     "pool": {"max": BLUE, "average": ORANGE, "stride": GREEN},
     "dropout_where": {"none": DARK, "head": ORANGE, "everywhere": GREEN},
-    "input": {"data set": BLUE, "per-image": ORANGE, "0.5-0.5": GREEN, "raw": SKY, "none": DARK},
+    "input_norm": {"data set": BLUE, "per-image": ORANGE, "0.5-0.5": GREEN, "0-255": VERMILION, "0-1": DARK},
 }
 COLORS = {variant: colour for family in FAMILIES.values() for variant, colour in family.items()}
 

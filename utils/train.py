@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from utils import checkpoint, parallel
 from utils import device as devices
-from utils.data import Batches, ChannelStats, ImageData, Split, channel_stats
+from utils.data import INPUT_NORMS, Batches, ChannelStats, ImageData, Split, input_stats
 from utils.model import CNN, is_number, option
 
 SCHEDULES = ("one-cycle", "cosine", "constant")
@@ -43,6 +43,7 @@ class Recipe:
     label_smoothing: float = option(0.0, "share of the target spread over all classes (Szegedy et al. 2016)")
     clip: float = option(0.0, "largest gradient norm; 0: no clipping")
     ema: float = option(0.0, "decay a step of the averaged weights that are evaluated; 0: no averaging")
+    input_norm: str = option("data set", "input normalization: data set, " + ", ".join(INPUT_NORMS))
     crop_padding: int = option(1, "pixels of padding that a random crop may shift into; 0: no crops")
     flip: bool = option(True, "mirror half of the images, on data where a mirrored image is still one")
     seed: int = option(0, "seed of data order, augmentation and dropout (and, in cnn.py, of the initial weights)")
@@ -68,6 +69,8 @@ class Recipe:
             raise ValueError(f"warmup={self.warmup!r}: expected a share of the run between 0 and 1")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
+        if self.input_norm not in ("data set", *INPUT_NORMS):
+            raise ValueError(f"input_norm={self.input_norm!r}: choose one of data set, {', '.join(INPUT_NORMS)}")
         if not isinstance(self.flip, bool):
             raise ValueError(f"flip={self.flip!r}: expected True or False")
 
@@ -107,18 +110,18 @@ def fit(
 ) -> History:
     """Train `model` (N×C×H×W images → N×num_classes logits) in place and return its history.
 
-    Images are normalized with the statistics of the training split. With `out`, a checkpoint is written there after
-    every epoch, and `resume` goes on from it: on one CPU thread in fp32 the final weights are bit-identical to those of
-    an undisturbed run. `compiled` runs the network through `torch.compile`; `cuda_graphs`, on a CUDA GPU, captures it
-    as graphs besides, which saves small networks the launching of each kernel. `on_epoch` is called with the history so
-    far after each epoch. Inside `parallel.join` the processes of a run share each batch, and the first of them writes
-    the files. Raises Diverged when the loss is no longer finite, CheckpointError when what `out` holds does not fit,
-    ValueError for a bad device, precision or batch size.
+    Images are normalized as `recipe.input_norm` says, with statistics of the training split. With `out`, a
+    checkpoint is written there after every epoch, and `resume` goes on from it: on one CPU thread in fp32 the final
+    weights are bit-identical to those of an undisturbed run. `compiled` runs the network through `torch.compile`;
+    `cuda_graphs`, on a CUDA GPU, captures it as graphs besides, which saves small networks the launching of each
+    kernel. `on_epoch` is called with the history so far after each epoch. Inside `parallel.join` the processes of a
+    run share each batch, and the first of them writes the files. Raises Diverged when the loss is no longer finite,
+    CheckpointError when what `out` holds does not fit, ValueError for a bad device, precision or batch size.
     """
     where = devices.pick(device)
     precision = devices.pick_precision(where, precision)
     torch.manual_seed(recipe.seed + parallel.rank())  # each process drops other units of its images
-    stats = channel_stats(data.train.images)
+    stats = input_stats(data.train.images, recipe.input_norm)
     batches = training_batches(data, stats, recipe, where, precision)
     model.to(where, memory_format=devices.memory_format(where))
     parallel.synchronize_batch_norm(model)
@@ -407,6 +410,7 @@ def card(data: ImageData, stats: ChannelStats, epoch: int, accuracy: float) -> d
         "image_size": list(data.image_size),
         "mean": list(stats.mean),
         "std": list(stats.std),
+        "per_image": stats.per_image,
         "epoch": epoch,
         "validation_accuracy": accuracy,
     }

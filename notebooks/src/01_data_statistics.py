@@ -366,7 +366,7 @@ assert abs(wrong.std[0] - std / s.mean()) < 1e-5, "too large by the ratio of the
 # %%
 as_it_is = data.ChannelStats((0.0,), (1.0,), 1)
 ways = (
-    (as_it_is, "none", "pixels (0–1)"),
+    (as_it_is, "0-1", "pixels (0–1)"),
     (stats, "data set", "normalized"),
     (wrong_stats, "per-image", "with average of stds"),
 )

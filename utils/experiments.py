@@ -1,0 +1,349 @@
+"""The course's experiments, one short entry each: lessons, `python cnn.py ablate` and `make evidence` share them.
+
+Metric, direction and margin of every claim were written down before the first run. Shipped rows are results/NAME.csv;
+results/NAME.json beside them has their plan, machine and checksum, and a fingerprint of what the code did.
+"""
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import joblib
+import pandas as pd
+import torch
+
+from utils import ablation, evidence, files
+from utils.model import CNNConfig
+from utils.train import Recipe
+
+POINT = 0.01  # of accuracy
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+SMALL = CNNConfig(width=16)
+SHORT = Recipe(
+    epochs=4, batch_size=128, crop_padding=0, flip=False
+)  # unaugmented: the field alone makes the difference
+FINGERPRINT_IMAGES = 1024
+TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # relative, of the losses of a fingerprint taken on other hardware
+BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"  # around the table in README.md
+
+
+class ResultsError(ValueError):
+    """Shipped results that are missing, edited or incomplete; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Practitioners say that `variant` beats `baseline` by `metric`, and by more than `margin` if it matters."""
+
+    text: str
+    variant: str
+    baseline: str
+    margin: float = 0.5 * POINT
+    metric: str = "validation accuracy"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One field that varies, or a grid of two. Every variant runs `seeds` at its own best of `lrs`.
+
+    That is chosen by validation accuracy, with `tuning_seeds`. `lrs` may be given for each variant by name.
+    """
+
+    question: str
+    lesson: str
+    vary: Mapping[str, Any]
+    claims: tuple[Claim, ...]
+    base: CNNConfig = SMALL
+    recipe: Recipe = SHORT
+    source: ablation.Source = field(default_factory=lambda: ablation.Source(images=12_800))
+    lrs: tuple[float, ...] | Mapping[str, tuple[float, ...]] = RATES
+    tuning_seeds: tuple[int, ...] = (100, 101)
+    seeds: tuple[int, ...] = tuple(range(10))
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments of `ablation.plan` and `ablation.run` that do not depend on the stage."""
+        varied = {"base": self.base, "vary": self.vary, "recipe": self.recipe}
+        return varied | {"source": self.source, "grid": len(self.vary) == 2}
+
+    def plan(self, device: str = "auto", precision: str = "auto") -> list[ablation.Trial]:
+        """Return all runs; the best learning rates are not known yet, so the first of each variant stands for them."""
+        where = {"device": device, "precision": precision}
+        sweep = ablation.plan(seeds=self.tuning_seeds, lr=self.lrs, **self.options(), **where)
+        first = {variant: lr for variant, lr, _ in reversed(sweep)}
+        return [*sweep.values(), *ablation.plan(seeds=self.seeds, lr=first, **self.options(), **where).values()]
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The rows of an experiment as `ablation.run` has them: of the learning-rate `sweep`, and at the best rates."""
+
+    sweep: pd.DataFrame
+    runs: pd.DataFrame
+    about: dict[str, Any]
+
+
+NORMS = {"batch norm": "batch", "no norm": "none"}
+INPUTS = ("data set", "per-image", "0.5-0.5", "0-255", "0-1")
+WIDE_RATES, TINY_RATES = (0.03, 0.1, 0.3, 1.0, 3.0), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "input": Experiment(
+        question="Does it matter how the input is normalized?",
+        lesson="01_data_statistics",
+        vary={"input_norm": INPUTS, "norm": NORMS},
+        lrs={f"{kind}, batch norm": WIDE_RATES for kind in INPUTS}
+        | {f"{kind}, no norm": TINY_RATES if kind == "0-255" else RATES for kind in INPUTS},
+        claims=(
+            Claim("normalized inputs beat pixels from 0 to 1, without batch norm", "data set, no norm", "0-1, no norm"),
+            Claim(
+                "normalized inputs beat pixels from 0 to 255, without batch norm",
+                "data set, no norm",
+                "0-255, no norm",
+            ),
+            Claim(
+                "normalized inputs beat pixels from 0 to 1, with batch norm", "data set, batch norm", "0-1, batch norm"
+            ),
+        ),
+    ),
+    "batchnorm": Experiment(
+        question="What does batch normalization bring?",
+        lesson="03_batch_normalization",
+        vary={"norm": ("batch", "none")},
+        tuning_seeds=(100, 101, 102, 103, 104),
+        claims=(
+            Claim("batch norm raises training accuracy hugely", "batch", "none", 5 * POINT, "train accuracy"),
+            Claim("batch norm raises validation accuracy", "batch", "none"),
+        ),
+    ),
+    "residual": Experiment(
+        question="From which depth on does a network need residual connections?",
+        lesson="04_residual_gradient_flow",
+        base=CNNConfig(width=8),
+        source=ablation.Source(images=6_400),
+        vary={"residual": (True, False), "depth": {"10 layers": 4, "58 layers": 28}},
+        lrs=(0.01, 0.03, 0.1, 0.3, 1.0),
+        claims=(
+            Claim(
+                "58 layers do not train without residual connections",
+                "residual, 58 layers",
+                "plain, 58 layers",
+                5 * POINT,
+                "train accuracy",
+            ),
+            Claim("residual connections help 10 layers too", "residual, 10 layers", "plain, 10 layers"),
+        ),
+    ),
+    "dropout": Experiment(
+        question="Where does dropout help, when images are few?",
+        lesson="05_dropout_and_initialization",
+        base=replace(SMALL, dropout=0.2, dropout_where="head"),
+        recipe=replace(SHORT, epochs=16),
+        source=ablation.Source(images=3_000),
+        vary={"dropout_where": ("everywhere", "head", "none")},
+        lrs=(0.01, 0.03, 0.1, 0.3, 1.0),
+        claims=(
+            Claim("dropout before the linear head helps", "head", "none"),
+            Claim("dropout everywhere helps", "everywhere", "none"),
+            Claim("dropout everywhere helps more than in the head alone", "everywhere", "head"),
+        ),
+    ),
+    "init": Experiment(
+        question="He, Xavier, or PyTorch's default?",
+        lesson="05_dropout_and_initialization",
+        vary={"init": ("he", "xavier", "default"), "norm": NORMS},
+        claims=(
+            Claim("He initialization beats PyTorch's default, without batch norm", "he, no norm", "default, no norm"),
+            Claim("He initialization beats Xavier's, without batch norm", "he, no norm", "xavier, no norm"),
+            Claim(
+                "He initialization beats PyTorch's default, with batch norm", "he, batch norm", "default, batch norm"
+            ),
+            Claim(
+                "batch norm raises training accuracy hugely, from PyTorch's default initialization",
+                "default, batch norm",
+                "default, no norm",
+                5 * POINT,
+                "train accuracy",
+            ),
+        ),
+    ),
+}
+
+
+def find(name: str) -> Experiment:
+    """Return the experiment called `name`. Raises ValueError that lists those there are."""
+    if name not in EXPERIMENTS:
+        raise ValueError(f"no experiment {name!r}: choose one of {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+def measure(
+    name: str,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    jobs: int | None = None,
+    refresh: bool = False,
+    progress: bool = True,
+) -> Results:
+    """Run the experiment called `name`, as `ablation.run` runs things: what is kept already is not trained again.
+
+    First the learning rates with the tuning seeds, then the seeds that count at the best of them.
+    """
+    experiment, options = find(name), {"jobs": jobs, "refresh": refresh, "progress": progress}
+    options |= {"device": device, "precision": precision} | experiment.options()
+    sweep = ablation.run(name, seeds=experiment.tuning_seeds, lr=experiment.lrs, **options)
+    best = evidence.best_lr(sweep)
+    runs = ablation.run(name, seeds=experiment.seeds, lr=best, **options)
+    about = {"best_lr": best} | declared(experiment) | {"measured_on": runs.attrs}
+    return Results(sweep, runs, about | {"fingerprints": fingerprints(experiment)})
+
+
+def declared(experiment: Experiment) -> dict[str, Any]:
+    """Return what decides an experiment's rows and verdicts but for the code, as JSON has it."""
+    trials = ablation.plan(seeds=[0], **experiment.options())
+    settings = {variant: asdict(trial) for (variant, _, _), trial in trials.items()}
+    for setting in settings.values():
+        del setting["device"], setting["precision"], setting["recipe"]["seed"], setting["recipe"]["lr"]
+    stages = {"tuning_seeds": experiment.tuning_seeds, "seeds": experiment.seeds, "lrs": experiment.lrs}
+    claims = [[claim.variant, claim.baseline, claim.metric, claim.margin] for claim in experiment.claims]
+    return json.loads(json.dumps({"variants": settings, **stages, "claims": claims}))
+
+
+def fingerprints(experiment: Experiment) -> dict[str, dict[str, list[float]]]:
+    """Return the `fingerprint` of each variant in fp32 and in bf16, at the lowest learning rate of all."""
+    lrs = experiment.lrs.values() if isinstance(experiment.lrs, Mapping) else [experiment.lrs]
+    plan = ablation.plan(seeds=[0], lr=min(map(min, lrs)), device="cpu", precision="fp32", **experiment.options())
+    tasks = {
+        (variant, kind): replace(trial, precision=kind) for (variant, *_), trial in plan.items() for kind in TOLERANCE
+    }
+    losses = joblib.Parallel(n_jobs=joblib.cpu_count())(joblib.delayed(fingerprint)(trial) for trial in tasks.values())
+    found: dict[str, dict[str, list[float]]] = {}
+    for (variant, kind), pair in zip(tasks, losses, strict=True):
+        found.setdefault(variant, {})[kind] = pair
+    return found
+
+
+def fingerprint(trial: ablation.Trial) -> list[float]:
+    """Return the training and the validation loss of an epoch of 1,024 images: what the code does, in two numbers."""
+    images = ablation.load(replace(trial.source, images=FINGERPRINT_IMAGES))
+    images = replace(images, validation=images.validation[:512])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = replace(trial, recipe=replace(trial.recipe, epochs=1)).rows(images)
+    finally:
+        torch.set_num_threads(threads)
+    losses = {split: value for _, _, split, metric, value, _ in rows if metric == "loss"}
+    return [losses["train"], losses["validation"]]
+
+
+def stale(name: str) -> list[str]:
+    """Return in what today's code and plan differ from those that the shipped rows of `name` were measured with.
+
+    Nothing: the rows stand. A comment, another name or a new field that changes nothing leave them so.
+    """
+    experiment, about = find(name), load(name).about
+    now = declared(experiment)
+    reasons = changes({key: about[key] for key in now}, now)
+    checksum = ablation.load(experiment.source).checksum
+    if about["measured_on"]["checksum"] != checksum:
+        reasons.append(f"the images were others ({about['measured_on']['checksum'][:12]}, now {checksum[:12]})")
+    if reasons:
+        return reasons
+    today = fingerprints(experiment)
+    for variant, then in about["fingerprints"].items():
+        if not agree(then, today[variant]):
+            reasons.append(f"{variant!r} trains otherwise: losses were {then}, are {today[variant]}")
+    return reasons
+
+
+def agree(then: Mapping[str, list[float]], now: Mapping[str, list[float]]) -> bool:
+    """True if two fingerprints of a variant are those of one behaviour, on whatever hardware.
+
+    The validation loss tells nothing where a network amplifies rounding, as fp32 and bf16 show (58 plain layers do).
+    """
+    steady = math.isclose(then["fp32"][1], then["bf16"][1], rel_tol=TOLERANCE["bf16"])
+    return all(
+        math.isclose(a, b, rel_tol=tolerance)
+        for kind, tolerance in TOLERANCE.items()
+        for a, b in list(zip(then[kind], now[kind], strict=True))[: 2 if steady else 1]
+    )
+
+
+def changes(then: Any, now: Any, path: str = "") -> list[str]:
+    """Return a line for each recorded value that is another today; what was not recorded then is not compared."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        gone = [f"{path}{key} is no more" for key in then.keys() - now.keys()]
+        return gone + [line for key in then if key in now for line in changes(then[key], now[key], f"{path}{key}: ")]
+    return [] if then == now else [f"{path}was {then!r}, is {now!r}"]
+
+
+def save(name: str, results: Results) -> None:
+    """Write results/`name`.csv, and then `name`.json, which holds the checksum of the rows."""
+    rows = pd.concat([results.sweep, results.runs])
+    text = rows.assign(seconds=rows["seconds"].round(2)).to_csv(index=False)
+    files.write_text(files.results_dir() / f"{name}.csv", text)
+    about = results.about | {"rows_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    files.write_text(files.results_dir() / f"{name}.json", json.dumps(about, indent=1) + "\n")
+
+
+def load(name: str) -> Results:
+    """Return the shipped results of the experiment called `name`. Raises ResultsError."""
+    experiment, path = find(name), files.results_dir() / f"{name}.csv"
+    remedy = f"measure them again (python cnn.py ablate {name}), or take them back from git (git checkout {path.name})"
+    try:
+        text = path.read_bytes()
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        rows = pd.read_csv(io.BytesIO(text))
+    except FileNotFoundError as error:
+        raise ResultsError(f"no results of {name!r} ({error.filename} is missing): {remedy}") from error
+    except ValueError as error:
+        raise ResultsError(f"the results of {name!r} cannot be read ({error}): {remedy}") from error
+    missing = [column for column in ablation.COLUMNS if column not in rows]
+    if missing:
+        raise ResultsError(f"{path.name} lacks the column {', '.join(missing)}: {remedy}")
+    if not isinstance(about, dict) or about.get("rows_sha256") != hashlib.sha256(text).hexdigest():
+        raise ResultsError(f"the rows in {path.name} are not those that were measured (edited?): {remedy}")
+    rows.attrs = about["measured_on"]
+    tuned = rows["seed"].isin(experiment.tuning_seeds)
+    return Results(rows[tuned].reset_index(drop=True), rows[~tuned].reset_index(drop=True), about)
+
+
+def claims(read: Callable[[str], Results] = load) -> pd.DataFrame:
+    """Return a row for each claim of the course: `evidence.compare`'s, with claim, experiment and lesson.
+
+    The verdicts are Holm-corrected over all of them. Raises ResultsError.
+    """
+    rows = []
+    for name, experiment in EXPERIMENTS.items():
+        runs = read(name).runs
+        for claim in experiment.claims:
+            pair = runs[runs["variant"].isin([claim.variant, claim.baseline])]
+            row = evidence.compare(pair, claim.baseline, claim.metric, margin=claim.margin)
+            rows.append(row.assign(claim=claim.text, experiment=name, lesson=experiment.lesson))
+    table = pd.concat(rows, ignore_index=True)
+    return table.assign(verdict=evidence.verdicts(table))
+
+
+def claims_table(table: pd.DataFrame) -> str:
+    """Return the rows of `claims` as the README shows them."""
+    lines = [
+        "| claim | by | difference, points | 95 % interval | n | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in table.itertuples():
+        low, high = 100 * row.low, 100 * row.high
+        cells = (
+            row.claim,
+            f"{row.metric}, more than {100 * row.margin:g}",
+            f"{100 * row.difference:+.2f}",
+            f"{low:+.2f} to {high:+.2f}",
+            str(row.n),
+            row.verdict,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
