@@ -23,7 +23,7 @@ EXECUTE := --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab train test lint unit lessons notebooks format bench clean setup setup-dev setup-bench
+.PHONY: help lab train test lint unit lessons notebooks format evidence bench clean setup setup-dev setup-bench
 
 help:  ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -68,6 +68,10 @@ format: setup-dev  ## sync the lessons with their text twins, then format all co
 	$(PY) -m ruff format .
 	$(PY) -m jupytext --quiet --sync notebooks/*.ipynb
 
+evidence: setup  ## run every experiment from nothing (hours; resumable) and renew the table of claims
+	@$(PY) cnn.py ablate all $(ARGS)
+	@$(PY) cnn.py readme
+
 bench: setup-bench  ## measure speed and accuracy, against other loops too (a part: WHAT="loop wide")
 	@$(PY) cnn.py bench $(WHAT) $(ARGS)
 
@@ -80,7 +84,7 @@ setup:
 	$(call install,.venv/installed-course.txt,requirements.txt)
 
 setup-dev:
-	$(call install,.venv/installed-dev.txt,requirements.txt requirements-dev.txt)
+	$(call install,.venv/installed-dev.txt,requirements.txt requirements-cluster.txt requirements-dev.txt)
 	@cat requirements.txt constraints.txt > .venv/installed-course.txt
 
 setup-bench:

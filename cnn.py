@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import Field, fields
 from datetime import datetime
 from pathlib import Path
@@ -321,12 +322,121 @@ def bench(
         benchmark.accuracy()
 
 
+@app.command()
+def ablate(
+    names: Annotated[list[str] | None, typer.Argument(help="experiments, or all", show_default=False)] = None,
+    listed: Annotated[bool, typer.Option("--list", help="list the experiments and whether their rows stand")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="say how much there is to do, and do nothing")] = False,
+    jobs: Annotated[int | None, typer.Option(help="processes on this machine; default: one a core")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="address of a Dask scheduler, tcp://HOST:PORT")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="train again what is kept, too")] = False,
+    device_name: Annotated[str, typer.Option("--device", help=DEVICE_HELP, show_default=False)] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+) -> None:
+    """Run experiments of the course, in which one field varies, and write their rows and figures."""
+    from utils import experiments
+
+    if listed or not names:
+        print("\n".join(described(name) for name in experiments.EXPERIMENTS))
+        return
+    chosen = list(experiments.EXPERIMENTS) if names == ["all"] else names
+    for name in chosen:
+        experiments.find(name)  # all of them, before the first is run
+    where = {"device": device_name, "precision": precision}
+    if plan:
+        print(estimate_in_words([trial for name in chosen for trial in experiments.find(name).plan(**where)]))
+        return
+    with on(scheduler):
+        for name in chosen:
+            results = experiments.measure(name, **where, jobs=jobs, refresh=refresh)
+            experiments.save(name, results)
+            print(f"wrote {shown(files.results_dir() / name)}.csv and {shown(draw_experiment(name, results.runs))}")
+
+
+def described(name: str) -> str:
+    """Return a line on the experiment called `name` and on its rows in results/."""
+    from utils import experiments
+
+    experiment = experiments.find(name)
+    try:
+        about = experiments.load(name).about["measured_on"]
+        state = f"measured on {about['cpu']}, {about['precision']}"
+    except experiments.ResultsError as error:
+        state = str(error)
+    return f"{name:<12}{experiment.question} {', '.join(experiment.vary)}; {state}"
+
+
+def estimate_in_words(trials: list[Any]) -> str:
+    """Return what a sweep will take."""
+    from utils import ablation
+
+    found = ablation.estimate(list(dict.fromkeys(trials)))
+    return (
+        f"{found['runs']} runs, {found['kept']} of them kept already; the others take about {found['core_hours']:.1f} "
+        f"core-hours and {found['bytes'] / 1e6:.1f} MB"
+    )
+
+
+def on(scheduler: str | None) -> AbstractContextManager:
+    """Return the context in which joblib's work is done: by the workers of `scheduler`, or here."""
+    if scheduler is None:
+        return nullcontext()
+    from utils import cluster
+
+    return cluster.connected(scheduler)
+
+
+def draw_experiment(name: str, runs: Any) -> Path:
+    """Draw `plots.experiment` into figures/, and return the file's path."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from utils import plots
+
+    plots.use_style()
+    plots.save(plots.experiment(runs), f"evidence_{name}", show=False)
+    return files.figures_dir() / f"evidence_{name}.png"
+
+
+cache_app = typer.Typer(help="What is kept, so that it is not made again.", rich_markup_mode=None, no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command()
+def info() -> None:
+    """Say where the cache is, what it holds, and how large it is."""
+    for kind, folder in cached().items():
+        found = [path for path in folder.glob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in found)
+        print(f"{kind:<16}{len(found):>6} files {size / 1e6:>8.1f} MB  {folder}")
+
+
+@cache_app.command()
+def clear() -> None:
+    """Delete the kept runs and the decoded images. Downloaded data sets stay."""
+    for kind, folder in cached().items():
+        found = [path for path in folder.glob("*") if path.is_file()]
+        for path in found:
+            path.unlink(missing_ok=True)
+        print(f"deleted {len(found)} {kind}")
+
+
+def cached() -> dict[str, Path]:
+    """Return the folders of what can be made again."""
+    from utils import ablation
+
+    return {"finished runs": ablation.folder(), "decoded images": files.cache_dir() / "folders"}
+
+
 @app.command(hidden=True)
 def readme() -> None:
-    """Write the measured figures of results/ into README.md."""
+    """Write the measured figures and the claims of results/ into README.md."""
     from utils import bench as benchmark
+    from utils import experiments
 
     benchmark.write_readme()
+    path = files.ROOT / "README.md"
+    files.replace_block(path, experiments.BEGIN, experiments.END, experiments.claims_table(experiments.claims()))
 
 
 def main() -> None:

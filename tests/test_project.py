@@ -24,6 +24,7 @@ FLOORS = {
     "widgets": 0,
     "kernels": 0,
     "parallel": 0,
+    "cluster": 0,
     "data": 1,
     "model": 1,
     "train": 2,
@@ -63,7 +64,8 @@ def requirements(text: str) -> dict[str, Requirement]:
 COURSE_LIST = requirements(read("requirements.txt"))
 DEV_LIST = requirements(read("requirements-dev.txt"))
 BENCH_LIST = requirements(read("requirements-bench.txt"))
-LISTS = (COURSE_LIST, DEV_LIST, BENCH_LIST)
+CLUSTER_LIST = requirements(read("requirements-cluster.txt"))
+LISTS = (COURSE_LIST, DEV_LIST, BENCH_LIST, CLUSTER_LIST)
 CONSTRAINTS = requirements(read("constraints.txt"))
 
 
@@ -92,7 +94,9 @@ def sources(*patterns: str) -> list[Path]:
 
 
 BENCH_CODE = sources("utils/frameworks.py")  # the one file that imports what only a benchmark needs
-COURSE_CODE = [path for path in sources("cnn.py", "utils/*.py", "notebooks/src/*.py") if path not in BENCH_CODE]
+CLUSTER_CODE = sources("utils/cluster.py")  # and the one that imports what only a sweep on several machines needs
+OPTIONAL_CODE = [*BENCH_CODE, *CLUSTER_CODE]
+COURSE_CODE = [path for path in sources("cnn.py", "utils/*.py", "notebooks/src/*.py") if path not in OPTIONAL_CODE]
 
 
 def undeclared(paths: list[Path], known: set[str]) -> list[str]:
@@ -103,10 +107,11 @@ def undeclared(paths: list[Path], known: set[str]) -> list[str]:
 def test_what_the_course_imports_is_declared():
     assert undeclared(COURSE_CODE, set(COURSE_LIST)) == []
     assert undeclared(BENCH_CODE, set(COURSE_LIST) | set(BENCH_LIST)) == []
+    assert undeclared(CLUSTER_CODE, set(COURSE_LIST) | set(CLUSTER_LIST)) == []
 
 
 def test_what_the_tests_import_is_declared():
-    assert undeclared(sources("tests/**/*.py"), set(COURSE_LIST) | set(DEV_LIST)) == []
+    assert undeclared(sources("tests/**/*.py"), set(COURSE_LIST) | set(CLUSTER_LIST) | set(DEV_LIST)) == []
 
 
 def test_undeclared_imports_are_found(tmp_path):
@@ -123,6 +128,7 @@ def test_every_declared_package_is_used():
     assert set(COURSE_LIST) - brought_to(COURSE_CODE) - {"jupyterlab", "nbval", "scipy"} == set()
     assert set(DEV_LIST) - brought_to(sources("tests/**/*.py")) - {"nbconvert", "ruff"} == set()
     assert set(BENCH_LIST) - brought_to(BENCH_CODE) == set()
+    assert set(CLUSTER_LIST) - brought_to(CLUSTER_CODE) == set()
 
 
 def brought_to(paths: list[Path]) -> set[str]:
@@ -133,8 +139,9 @@ def brought_to(paths: list[Path]) -> set[str]:
 
 def test_no_package_is_declared_twice():
     assert len(set().union(*LISTS)) == sum(map(len, LISTS))
-    for name in ("requirements-dev.txt", "requirements-bench.txt"):
-        assert re.findall(r"^-r (.+)$", read(name), re.MULTILINE) == ["requirements.txt"]
+    below = {"dev": "requirements-cluster.txt", "cluster": "requirements.txt", "bench": "requirements.txt"}
+    for name, other in below.items():
+        assert re.findall(r"^-r (.+)$", read(f"requirements-{name}.txt"), re.MULTILINE) == [other]
     with pytest.raises(AssertionError, match="named twice: \\['numpy'\\]"):
         requirements("numpy>=2\ntorch\nnumpy>=1\n")
 

@@ -18,7 +18,7 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("a copy") / "with some spaces"
     folder.mkdir()
     shutil.copy(ROOT / "Makefile", folder)
-    for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
+    for name in ("requirements.txt", "requirements-cluster.txt", "requirements-dev.txt", "constraints.txt"):
         (folder / name).write_text("# nothing\n", encoding="utf-8")
     first = make(folder, "setup")
     assert first.returncode == 0, first.stderr

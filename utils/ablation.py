@@ -311,6 +311,21 @@ def seconds_an_image(trial: Trial) -> float:
     return (time.perf_counter() - begin) / (2 * recipe.batch_size)
 
 
+def facet(runs: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Return of a grid's rows those of the variants with this `value` of one field, called by their other one.
+
+    facet(runs, "no norm") has of "he, no norm" and "he, batch norm" the first, as "he". Raises ValueError that lists
+    the values there are.
+    """
+    parts = runs["variant"].str.split(", ", expand=True)
+    if value not in parts.to_numpy():
+        there = ", ".join(dict.fromkeys(parts.T.to_numpy().ravel()))
+        raise ValueError(f"no variant has the value {value!r}: choose one of {there}")
+    chosen = parts[(parts == value).any(axis=1)]
+    names = chosen[0].where(chosen[0] != value, chosen[len(parts.columns) - 1])
+    return runs.loc[chosen.index].assign(variant=names)
+
+
 def environment(trial: Trial) -> dict[str, Any]:
     """Return what the numbers were measured on: machine, code, data, and the size of the validation split."""
     images = load(trial.source)

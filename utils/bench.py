@@ -371,10 +371,7 @@ def line(what: str, values: pd.Series, form: str) -> str:
 
 def write_readme() -> None:
     """Put `measured_block()` between its marks in README.md."""
-    path = files.ROOT / "README.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    files.write_text(path, f"{before}{BEGIN}\n{measured_block()}\n{END}{after}")
+    files.replace_block(files.ROOT / "README.md", BEGIN, END, measured_block())
 
 
 def append(path: Path, table: pd.DataFrame, machine: dict[str, str]) -> None:

@@ -6,7 +6,8 @@ the truth too often.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +30,7 @@ def compare(
 
     Columns: variant, baseline, metric, n, difference (mean over seeds, positive: better), low, high (95 % interval),
     p (two-sided, against `margin`), correlation (of the pairs), sampling_error (standard error of an accuracy by the
-    number of validation images, where it is known), detectable (half of the interval: the smallest difference beyond
+    number of images of its split, where it is known), detectable (half of the interval: the smallest difference beyond
     `margin` that these seeds could have shown), diverged (runs of either, which count as guessing), verdict. Raises
     ValueError for fewer than two seeds, seeds that are not those of the baseline, an unknown variant or metric, and
     several learning rates a variant.
@@ -46,7 +47,7 @@ def compare(
             raise ValueError(f"seeds {alone} are not of both {variant!r} and {baseline!r}: run the same seeds for both")
         result = paired(sign * pair[variant].to_numpy(), sign * pair[baseline].to_numpy(), margin)
         broken = runs[runs["variant"].isin([variant, baseline]) & (runs["metric"] == DIVERGED)]["value"].sum()
-        error = sampling_error(pair.to_numpy().mean(), runs.attrs.get("validation_images"), metric)
+        error = sampling_error(pair.to_numpy().mean(), metric, runs.attrs)
         labels = {"variant": variant, "baseline": baseline, "metric": metric, "margin": margin}
         rows.append(labels | result | {"sampling_error": error, "diverged": int(broken)})
     return pd.DataFrame(rows).assign(verdict=lambda rows: verdicts(rows))
@@ -140,8 +141,8 @@ def best_lr(
     return found
 
 
-def sampling_error(accuracy: float, images: int | None, metric: str) -> float:
+def sampling_error(accuracy: float, metric: str, about: Mapping[str, Any]) -> float:
     """Return the standard error of an accuracy on so many images, √(p(1 − p)/N); NaN for what is no accuracy."""
-    if images is None or not metric.endswith(" accuracy"):
-        return math.nan
-    return math.sqrt(accuracy * (1 - accuracy) / images)
+    split, _, name = metric.partition(" ")
+    images = about.get({"train": "images"}.get(split, f"{split}_images"))
+    return math.nan if images is None or name != "accuracy" else math.sqrt(accuracy * (1 - accuracy) / images)

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -294,13 +295,13 @@ def save(name: str, results: Results) -> None:
 def load(name: str) -> Results:
     """Return the shipped results of the experiment called `name`. Raises ResultsError."""
     experiment, path = find(name), files.results_dir() / f"{name}.csv"
-    remedy = f"measure them again (python cnn.py ablate {name}), or take them back from git (git checkout {path.name})"
+    remedy = f"measure them (python cnn.py ablate {name}), or take them from git (git checkout results/{name}.*)"
     try:
         text = path.read_bytes()
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         rows = pd.read_csv(io.BytesIO(text))
     except FileNotFoundError as error:
-        raise ResultsError(f"no results of {name!r} ({error.filename} is missing): {remedy}") from error
+        raise ResultsError(f"no results of {name!r}, {Path(error.filename).name} is missing: {remedy}") from error
     except ValueError as error:
         raise ResultsError(f"the results of {name!r} cannot be read ({error}): {remedy}") from error
     missing = [column for column in ablation.COLUMNS if column not in rows]

@@ -41,6 +41,11 @@ def results_dir() -> Path:
     return _folder(os.environ.get("CNN_RESULTS_DIR") or ROOT / "results")
 
 
+def figures_dir() -> Path:
+    """The folder for figures, made on first use: `figures/` in the repository, or $CNN_FIGURES_DIR."""
+    return _folder(os.environ.get("CNN_FIGURES_DIR") or ROOT / "figures")
+
+
 def sha256(path: str | Path) -> str:
     """The SHA-256 checksum of a file as 64 hexadecimal digits, as `sha256sum` prints it."""
     with Path(path).open("rb") as file:
@@ -76,6 +81,18 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Writes `text` to `path` as UTF-8 with the line endings it has, through `atomic_path`."""
     write_bytes(path, text.encode())
+
+
+def replace_block(path: str | Path, begin: str, end: str, text: str) -> None:
+    """Puts `text` between the lines `begin` and `end` of the UTF-8 file at `path`.
+
+    Raises ValueError when they are not there.
+    """
+    before, found, rest = Path(path).read_text(encoding="utf-8").partition(begin)
+    _, found_too, after = rest.partition(end)
+    if not (found and found_too):
+        raise ValueError(f"{path} lacks the line {begin!r} or, after it, {end!r}: put both where the block belongs")
+    write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def append_row(path: str | Path, row: Mapping[str, object]) -> None:

@@ -2,10 +2,8 @@
 
 import base64
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -19,7 +17,7 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
-from utils import evidence, files, train, widgets
+from utils import ablation, evidence, files, train, widgets
 from utils.data import Split
 from utils.model import CNN, parts
 
@@ -91,7 +89,7 @@ def save(fig: Figure, name: str, show: bool = True) -> None:
     """
     content = png(fig)
     plt.close(fig)
-    files.write_bytes(Path(os.environ.get("CNN_FIGURES_DIR") or files.ROOT / "figures") / f"{name}.png", content)
+    files.write_bytes(files.figures_dir() / f"{name}.png", content)
     if show:
         show_png(content, f"Figure: {name}")
 
@@ -136,25 +134,49 @@ def explore(draw: Callable[[Any], Figure], label: str, values: Mapping[str, Any]
     The figure of `start` is an ordinary picture in the notebook, which also reads without a kernel. A figure is drawn
     once and then kept. Raises ValueError when `start` is not one of `values`.
     """
+    explore_several(draw, {label: values}, {label: start})
+
+
+def explore_several(
+    draw: Callable[..., Figure], choices: Mapping[str, Mapping[str, Any]], start: Mapping[str, str]
+) -> None:
+    """Shows a slider for each of `choices` (label → text → value), and the figure that `draw` makes of their values.
+
+    `draw` gets the values in the order of `choices`. What `explore` says of its one slider holds for these.
+    """
     import ipywidgets
 
-    if start not in values:
-        raise ValueError(f"start={start!r}: choose one of {', '.join(values)}")
+    for label, values in choices.items():
+        if start.get(label) not in values:
+            raise ValueError(f"{label}: start={start.get(label)!r}: choose one of {', '.join(values)}")
 
-    @cache
-    def picture(text: str) -> bytes:
-        fig = draw(values[text])
+    @lru_cache(maxsize=200)
+    def picture(*texts: str) -> bytes:
+        fig = draw(*(values[text] for values, text in zip(choices.values(), texts, strict=True)))
         plt.close(fig)
         return quick_png(fig)
 
-    def redraw(change: dict) -> None:
-        show_png(picture(change["new"]), f"Figure: {label} {change['new']}", handle)
+    def show_chosen(handle: Any = None) -> Any:
+        texts = [slider.value for slider in sliders]
+        name = ", ".join(f"{label} {text}" for label, text in zip(choices, texts, strict=True))
+        return show_png(picture(*texts), f"Figure: {name}", handle)
 
-    slider = ipywidgets.SelectionSlider(options=list(values), value=start, description=label, layout={"width": "95%"})
-    slider.style.description_width = "initial"
-    widgets.show(slider, f"(Run this cell to move the slider: {label}.)")
-    handle = show_png(picture(start), f"Figure: {label} {start}")
-    slider.observe(redraw, "value")
+    width = "initial" if len(choices) == 1 else f"{0.62 * max(map(len, choices)):.1f}em"  # the same for all: aligned
+    sliders = [
+        ipywidgets.SelectionSlider(
+            options=list(values),
+            value=start[label],
+            description=label,
+            layout={"width": "95%"},
+            style={"description_width": width},
+        )
+        for label, values in choices.items()
+    ]
+    slider_or_sliders = "slider" if len(choices) == 1 else "sliders"
+    widgets.show(ipywidgets.VBox(sliders), f"(Run this cell to move the {slider_or_sliders}: {', '.join(choices)}.)")
+    handle = show_chosen()
+    for slider in sliders:
+        slider.observe(lambda _: show_chosen(handle), "value")
 
 
 def show_image(ax: Axes, image: Tensor, title: str = "", **options) -> None:
@@ -234,6 +256,23 @@ def compare(
     return fig
 
 
+def experiment(runs: pd.DataFrame, metric: str = "validation accuracy") -> Figure:
+    """What `compare` draws, for the runs of a whole experiment: of a grid, a row for each value of its second field.
+
+    Differences are from the last variant. Verdicts are left to `experiments.claims`, which knows the course's others.
+    """
+    values = list(dict.fromkeys(name.partition(", ")[2] for name in runs["variant"]))
+    fig, axes = plt.subplots(len(values), 2, figsize=(7.2, 3.4 * len(values)), width_ratios=[3, 2], squeeze=False)
+    for value, (left, right) in zip(values, axes, strict=True):
+        part = ablation.facet(runs, value) if value else runs
+        variants = list(dict.fromkeys(part["variant"]))
+        rows = evidence.compare(part, variants[-1], metric).drop(columns="verdict")
+        draw_curves(left, part, metric, colors_of(variants))
+        draw_forest(right, rows, colors_of(variants), 0.0)
+        left.set_title(f"{value}: {left.get_title('left')}".removeprefix(": "), loc="left")
+    return fig
+
+
 def scale_of(metric: str) -> float:
     """100 for an accuracy, which is shown in percent, else 1."""
     return 100.0 if metric.endswith("accuracy") else 1.0
@@ -268,13 +307,14 @@ def half_intervals(values: pd.DataFrame) -> pd.Series:
 
 
 def draw_forest(ax: Axes, rows: pd.DataFrame, shades: Mapping[str, str], margin: float) -> None:
-    """Draws each difference of `evidence.compare` with its interval, n and verdict."""
+    """Draws each difference of `evidence.compare` with its interval, n and, where `rows` have one, verdict."""
     factor = scale_of(rows["metric"].iloc[0])
     for place, row in enumerate(rows.itertuples()):
         shade = shades[row.variant]
         ax.plot([factor * row.low, factor * row.high], [place, place], color=shade, lw=3, solid_capstyle="butt")
         ax.plot(factor * row.difference, place, "o", color=shade, ms=7)
         label = f"{row.variant} − {row.baseline}, n = {row.n}"
+        verdict = f": {row.verdict}" if "verdict" in rows else ""
         ax.annotate(
             label,
             (0, place),
@@ -285,7 +325,7 @@ def draw_forest(ax: Axes, rows: pd.DataFrame, shades: Mapping[str, str], margin:
             bbox=PLAIN,
         )
         ax.annotate(
-            f"{factor * row.difference:+.2f}: {row.verdict}",
+            f"{factor * row.difference:+.2f}{verdict}",
             (0, place),
             (0, -20),
             xycoords=("axes fraction", "data"),
