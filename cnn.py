@@ -33,7 +33,7 @@ OPTIONS = ("device", "precision", "compiled", "cuda_graphs")  # of train.fit
 FROM_DATA = ("in_channels", "num_classes")  # fields of CNNConfig that the data decide
 
 DEVICE_HELP = "auto (CUDA before MPS before CPU), cpu, cuda, cuda:1 or mps  [default: auto]"
-BENCH_HELP = "loop, frameworks, wide, images, width, avx2, dropout, probes, processes, or all  [default: loop]"
+BENCH_HELP = "loop, frameworks, wide, images, width, avx2, dropout, probes, processes, sweep, or all  [default: loop]"
 DATA_HELP = f"{', '.join(data.DATASETS)}, or a folder of images (train/CLASS/*, test/CLASS/*)"
 
 Size = Annotated[int | None, typer.Option(help="resize images to SIZE × SIZE pixels")]
@@ -346,11 +346,15 @@ def ablate(
     if plan:
         print(estimate_in_words([trial for name in chosen for trial in experiments.find(name).plan(**where)]))
         return
-    with on(scheduler):
-        for name in chosen:
-            results = experiments.measure(name, **where, jobs=jobs, refresh=refresh)
-            experiments.save(name, results)
-            print(f"wrote {shown(files.results_dir() / name)}.csv and {shown(draw_experiment(name, results.runs))}")
+    try:
+        with on(scheduler):
+            for name in chosen:
+                results = experiments.measure(name, **where, jobs=jobs, refresh=refresh)
+                experiments.save(name, results)
+                print(f"wrote {shown(files.results_dir() / name)}.csv and {shown(draw_experiment(name, results.runs))}")
+    except KeyboardInterrupt:
+        print("\nstopped; the finished runs are kept, and the same command goes on")
+        raise typer.Exit(130) from None
 
 
 def described(name: str) -> str:

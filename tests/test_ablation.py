@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
-from utils import ablation, checkpoint, files, train
+from utils import ablation, checkpoint, files, parallel, train
 from utils.model import CNNConfig
 
 BASE = CNNConfig(width=4)
@@ -206,6 +208,27 @@ def test_a_killed_sweep_loses_only_the_runs_in_flight(jobs, counted):
     assert len(frame.groupby(["variant", "seed"])) == 12
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
+def test_a_killed_worker_ends_a_sweep_with_a_sentence_and_loses_only_the_runs_in_flight(monkeypatch, counted):
+    real = ablation.keep
+
+    def keep_and_kill(*arguments):
+        real(*arguments)
+        if len(list(ablation.folder().glob("[!.]*"))) == 3:
+            workers = [child for child in psutil.Process().children() if "LokyProcess" in " ".join(child.cmdline())]
+            workers[0].send_signal(signal.SIGKILL)
+
+    monkeypatch.setattr(ablation, "keep", keep_and_kill)
+    with pytest.raises(parallel.WorkerLost, match="a process of the sweep was lost .*the finished runs are kept"):
+        sweep(seeds=range(6), jobs=2)
+    monkeypatch.setattr(ablation, "keep", real)
+    finished = len(list(ablation.folder().glob("[!.]*")))
+    assert 3 <= finished < 12
+    frame = sweep(seeds=range(6))
+    assert len(counted) == 12 - finished
+    assert len(frame.groupby(["variant", "seed"])) == 12
+
+
 def test_two_sweeps_at_once_do_no_harm(counted):
     both = [subprocess.Popen([sys.executable, "-c", SWEEP, "1"], cwd=files.ROOT) for _ in range(2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
@@ -245,6 +268,35 @@ def test_variants_change_one_field_or_two_of_a_grid():
     assert [config.dropout for config, _ in places.values()] == [0.0, 0.1, 0.1]
 
 
+def test_fields_that_go_along_with_a_variant_are_part_of_its_settings(counted):
+    """Narrower where there is no norm; and two fields that are one decision, whatever order they are checked in."""
+    frame = sweep(seeds=[0], along={"none": {"width": 3, "batch_size": 64}})
+    assert list(dict.fromkeys(frame["variant"])) == ["batch", "none"]
+    steps = frame[frame["metric"] == "lr"].groupby("variant")["step"].max()
+    assert steps.to_dict() == {"batch": 4, "none": 8}
+    counted.clear()
+    sweep(seeds=[0], along={"none": {"width": 3, "batch_size": 64}})
+    assert counted == []
+    sweep(seeds=[0])
+    assert counted == [0]  # the one without norm is another network now
+    pooled = {"once": "max", "everywhere": "max", "stride": "stride"}
+    made = ablation.variants(BASE, RECIPE, {"pool": pooled}, False, {"everywhere": {"pool_everywhere": True}})
+    assert {name: (c.pool, c.pool_everywhere) for name, (c, _) in made.items()} == {
+        "once": ("max", False),
+        "everywhere": ("max", True),
+        "stride": ("stride", False),
+    }
+    base = replace(BASE, pool="stride")
+    both = ablation.variants(base, RECIPE, {"pool": pooled}, False, {"everywhere": {"pool_everywhere": True}})
+    assert [config for config, _ in both.values()] == [config for config, _ in made.values()]
+
+
+def test_variants_of_a_grid_may_have_fields_along():
+    vary = {"norm": ["batch", "none"], "residual": [True, False]}
+    made = ablation.variants(BASE, RECIPE, vary, True, {"none, plain": {"width": 7}})
+    assert [config.width for config, _ in made.values()] == [4, 4, 4, 7]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -261,6 +313,11 @@ def test_variants_change_one_field_or_two_of_a_grid():
         ({"vary": {"norm": ["batch", "batch"]}}, "two variants are called 'batch'"),
         ({"vary": {"lr": [0.1, 0.2]}}, "give lrs by lr="),
         ({"vary": {"seed": [1, 2]}}, "give seeds by seeds="),
+        ({"along": {"group": {"width": 5}}}, "along has a variant 'group' that .*: choose one of batch, none"),
+        ({"along": {"none": {"widht": 5}}}, r"along\['none'\] has no field 'widht' to change: choose one of width"),
+        ({"along": {"none": {"lr": 0.1}}}, r"along\['none'\] has no field 'lr' .* give lrs by lr="),
+        ({"along": {"none": {"norm": "group"}}}, r"along\['none'\] changes norm, which vary changes"),
+        ({"along": {"none": {"width": 0}}}, "width=0: expected a whole number"),
         ({"seeds": []}, r"seeds=\[\]: expected one or more"),
         ({"seeds": [1, 1]}, "each of them once"),
         ({"lr": {"batch": 0.1}}, "expected a learning rate, or several, for each of batch, none"),
@@ -270,6 +327,45 @@ def test_variants_change_one_field_or_two_of_a_grid():
 def test_what_cannot_be_run_is_refused(arguments, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         sweep(**arguments)
+
+
+def test_learning_rates_of_a_sweep_may_differ_from_variant_to_variant():
+    frame = sweep(seeds=[0], lr={"batch": [0.1, 0.2], "none": 0.05})
+    assert frame.groupby("variant")["lr"].unique().map(list).to_dict() == {"batch": [0.1, 0.2], "none": [0.05]}
+
+
+def test_equal_variants_are_trained_once(counted):
+    """No dropout is no dropout, at whatever rate."""
+    base = replace(BASE, dropout=0.1, dropout_where="head")
+    vary = {"dropout": [0.1, 0.2], "dropout_where": ["none", "head"]}
+    frame = sweep(vary, [0], base=base, grid=True)
+    assert len(frame["variant"].unique()) == 4
+    assert len(counted) == 3
+
+
+def test_facets_of_a_grid_are_called_by_the_other_field():
+    variants = ["he, no norm", "he, batch norm", "xavier, no norm", "xavier, batch norm"]
+    runs = pd.DataFrame({"variant": variants, "value": range(4)})
+    runs.attrs = {"images": 5}
+    half = ablation.facet(runs, "no norm")
+    assert half["variant"].tolist() == ["he", "xavier"]
+    assert half["value"].tolist() == [0, 2]
+    assert half.attrs == {"images": 5}
+    assert ablation.facet(runs, "he")["variant"].tolist() == ["no norm", "batch norm"]
+    with pytest.raises(ValueError, match="'default': choose one of he, xavier, no norm, batch norm"):
+        ablation.facet(runs, "default")
+
+
+def test_runs_in_threads_of_one_process_wait_for_each_other():
+    """PyTorch's random numbers are those of the process: two runs at once would draw each other's."""
+    trials = list(
+        ablation.plan(BASE, VARY, RECIPE, [0], **{k: OPTIONS[k] for k in ("source", "device", "precision")}).values()
+    )
+    code = ablation.code_version()
+    alone = [ablation.work(trial, code)[1] for trial in trials]
+    with ThreadPoolExecutor(2) as pool:
+        together = [rows for _, rows in pool.map(lambda trial: ablation.work(trial, code), trials)]
+    assert [[row[:-1] for row in rows] for rows in together] == [[row[:-1] for row in rows] for rows in alone]
 
 
 def test_an_estimate_counts_runs_and_hours_before_they_start(counted):

@@ -25,6 +25,7 @@ MUST = {  # of the README's figures: at least (+) or at most (-)
     "AVX2 only: ratio of the two": +1.3,
     "dropout everywhere: a step against one without": -1.25,
     "probes every 10th step: a run against one without": -1.1,
+    "a sweep, one process a core against one process": +1.7,
 }
 
 
@@ -57,6 +58,10 @@ def pretended(monkeypatch):
     monkeypatch.setattr(loops, "course", course)
     monkeypatch.setattr(loops, "command", lambda runner, _: 6000.0 if len(runner) > 1 else 5000.0)
     monkeypatch.setattr(bench, "memory_of_a_run", lambda: 1e9)
+    clock = [0.0]
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(bench.joblib, "cpu_count", lambda: 4)
+    monkeypatch.setattr(bench.ablation, "run", lambda *_, jobs, **__: clock.__setitem__(0, clock[0] + 8.0 / jobs))
     monkeypatch.setattr(bench, "own_process", this_process)
     monkeypatch.setattr(frameworks, "check_installed", lambda: None)
     for name in ("lightning_speed", "fastai_speed", "lightning_best_speed", "fastai_best_speed"):
@@ -76,6 +81,7 @@ def test_every_measurement_computes_its_ratios_and_keeps_its_rows(pretended, cap
     assert median["dropout everywhere: a step against one without"] == pytest.approx(1.1)
     assert median["probes every 10th step: a run against one without"] == pytest.approx(5000 / 4500)
     assert median["two processes against one"] == pytest.approx(1.2)
+    assert median["a sweep, one process a core against one process"] == 4
     assert median["`python cnn.py`, memory"] == 1
     assert set(MUST) <= set(median.index)
     printed = capsys.readouterr().out

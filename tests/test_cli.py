@@ -1,6 +1,7 @@
 """The command line as a user meets it: train, interrupt, resume, predict, and one sentence for every mistake."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import torch
 from PIL import Image
 
 import cnn
-from utils import checkpoint, data, files
+from utils import ablation, checkpoint, cluster, data, experiments, files, train
+from utils.model import CNNConfig
 
 FAST = ["--images", "640", "--batch-size", "128", "--width", "4", "--threads", "1", "--precision", "fp32"]
 
@@ -222,3 +224,85 @@ def test_predict_names_a_file_that_is_no_image(trained, tmp_path, monkeypatch, c
     status, printed = run(monkeypatch, capsys, "predict", "--run", out, tmp_path / "note.png")
     assert status == 1
     assert "note.png" in printed
+
+
+# ------------------------------------------------------------------------------------------------------------- ablate
+
+
+@pytest.fixture
+def tiny_experiment(tmp_path, monkeypatch):
+    """One experiment, of four runs for its sweep and four at the best rates; folders of its own."""
+    tiny = experiments.Experiment(
+        question="Does it work?",
+        lesson="01_data_statistics",
+        vary={"norm": ("batch", "none")},
+        base=CNNConfig(width=4),
+        recipe=train.Recipe(epochs=1, batch_size=128),
+        source=ablation.Source(images=1024),
+        lrs=(0.1,),
+        seeds=(0, 1),
+        claims=(experiments.Claim("batch norm helps", "batch", "none"),),
+    )
+    monkeypatch.setattr(experiments, "EXPERIMENTS", {"tiny": tiny})
+    for kind in ("cache", "results", "figures"):
+        monkeypatch.setenv(f"CNN_{kind.upper()}_DIR", str(tmp_path / kind))
+    return tmp_path
+
+
+def test_ablate_plans_runs_and_writes_rows_and_a_figure(tiny_experiment, monkeypatch, capsys):
+    status, printed = run(monkeypatch, capsys, "ablate", "tiny", "--plan")
+    assert status == 0
+    assert re.search(r"8 runs, 0 of them kept already; the others take about 0\.0 core-hours and 0\.0 MB", printed)
+    status, printed = run(monkeypatch, capsys, "ablate", "all", "--jobs", 1, "--precision", "fp32")
+    assert status == 0, printed
+    assert "tiny.csv and" in printed
+    assert len(experiments.load("tiny").runs["seed"].unique()) == 2
+    with Image.open(tiny_experiment / "figures" / "evidence_tiny.png") as picture:
+        assert min(picture.size) > 300
+    assert "8 runs, 8 of them kept" in run(monkeypatch, capsys, "ablate", "tiny", "--plan", "--precision", "fp32")[1]
+
+
+def test_ablate_lists_the_experiments_and_the_cache_says_what_it_holds(tiny_experiment, monkeypatch, capsys):
+    status, printed = run(monkeypatch, capsys, "ablate", "--list")
+    assert status == 0
+    assert "tiny        Does it work? norm; no results of 'tiny'" in printed
+    (ablation.folder()).mkdir(parents=True)
+    (ablation.folder() / "a.safetensors").write_bytes(b"x" * 2_000_000)
+    printed = run(monkeypatch, capsys, "cache", "info")[1]
+    assert re.search(r"finished runs +1 files +2\.0 MB", printed)
+    assert "deleted 1 finished runs" in run(monkeypatch, capsys, "cache", "clear")[1]
+    assert list(ablation.folder().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nosuch"], "no experiment 'nosuch': choose one of"),
+        (["input", "--scheduler", "tcp://nobody"], "no scheduler answers at 'tcp://nobody'"),
+        (["input", "--precision", "fp8"], "precision 'fp8' is unknown"),
+    ],
+)
+def test_ablate_says_what_is_wrong(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr(cluster, "WAIT_SECONDS", 1.0)
+    status, printed = run(monkeypatch, capsys, "ablate", *arguments)
+    assert status == 1
+    assert words in printed
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a console's Ctrl-C cannot be sent there")
+def test_ctrl_c_ends_a_sweep_with_one_sentence(tmp_path):
+    env = os.environ | {f"CNN_{kind}_DIR": str(tmp_path) for kind in ("CACHE", "RESULTS", "FIGURES")}
+    code = (
+        "import signal, sys, cnn; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "sys.argv = ['cnn.py', 'ablate', 'batchnorm', '--jobs', '1']; cnn.main()"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=files.ROOT, env=env, **pipes)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs").glob("[!.]*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the finished runs are kept, and the same command goes on" in printed
+    assert "Traceback" not in errors

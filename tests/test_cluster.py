@@ -69,7 +69,7 @@ def test_a_cluster_gives_the_same_bits_though_a_worker_is_killed(scheduler, tmp_
     keep = ablation.keep
 
     def keep_and_kill(*arguments):
-        """After the third run, with others in flight, kill -9 one of the worker processes and the nanny that minds it."""
+        """After the third run, with others in flight, kill -9 a worker process and the nanny that minds it."""
         keep(*arguments)
         if len(list(ablation.folder().glob("[!.]*"))) == 3:
             for process in [psutil.Process(workers[0].pid), *psutil.Process(workers[0].pid).children(recursive=True)]:
@@ -88,10 +88,24 @@ def test_a_cluster_gives_the_same_bits_though_a_worker_is_killed(scheduler, tmp_
 
 def test_a_scheduler_that_does_not_answer_is_named():
     address, begin = f"tcp://127.0.0.1:{free_port()}", time.monotonic()
-    with pytest.raises(cluster.NoCluster, match=f"no scheduler answers at '{address}' within 1 s; start it"):
-        with cluster.connected(address, 1):
-            pass
+    message = f"no scheduler answers at '{address}' within 1 s; start it"
+    with pytest.raises(cluster.NoCluster, match=message), cluster.connected(address, 1):
+        pass
     assert time.monotonic() - begin < 30
-    with pytest.raises(cluster.NoCluster, match="no scheduler answers at 'nonsense://here'"):
-        with cluster.connected("nonsense://here", 1):
+    with (
+        pytest.raises(cluster.NoCluster, match="no scheduler answers at 'nonsense"),
+        cluster.connected("nonsense://", 1),
+    ):
+        pass
+
+
+def test_a_scheduler_without_workers_is_told():
+    port = free_port()
+    server = start("scheduler", "--host", "127.0.0.1", "--port", str(port))
+    try:
+        message = f"the scheduler at tcp://127.0.0.1:{port} has no workers; start it and workers"
+        with pytest.raises(cluster.NoCluster, match=message), cluster.connected(f"tcp://127.0.0.1:{port}", 30):
             pass
+    finally:
+        server.kill()
+        server.wait()

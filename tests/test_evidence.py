@@ -129,6 +129,25 @@ def test_a_run_that_diverged_counts_as_guessing_and_is_told():
         evidence.compare(diverging({"a": OURS, "b": THEIRS}, "b", 2, metric="loss"), "b", "validation loss")
 
 
+def test_two_variants_that_diverge_with_one_seed_are_one_pair():
+    runs = diverging({"a": OURS, "b": THEIRS}, "b", 2)
+    again = diverging({"a": OURS, "b": THEIRS}, "a", 2)
+    runs = pd.concat([runs[runs["variant"] == "b"], again[again["variant"] == "a"]])
+    runs.attrs = again.attrs
+    (row,) = evidence.compare(runs, "b").itertuples()
+    assert (row.n, row.diverged) == (6, 2)
+
+
+def test_a_learning_rate_at_which_every_run_diverges_is_no_good():
+    fine, broken = made_up({"a": [0.9, 0.8]}, lr=0.1), made_up({"a": [0.9, 0.8]}, lr=9.0)
+    broken = broken[broken["metric"] == "diverged"].assign(value=1.0)  # before the first epoch ended
+    runs = pd.concat([fine, broken])
+    runs.attrs = fine.attrs
+    assert evidence.best_lr(runs) == {"a": 0.1}
+    broken.attrs = fine.attrs
+    assert evidence.finals(broken, "validation accuracy")["a"].tolist() == [0.1, 0.1]
+
+
 def test_best_lr_is_the_best_mean_of_each_variant():
     low, high = made_up({"a": [0.9, 0.8], "b": [0.7, 0.7]}, lr=0.1), made_up({"a": [0.8, 0.8], "b": [0.9, 0.6]}, lr=0.5)
     runs = pd.concat([low, high])

@@ -171,3 +171,14 @@ def test_sha256_of_a_file_larger_than_a_buffer(tmp_path):
     content = bytes(range(256)) * 10_000
     files.write_bytes(tmp_path / "large", content)
     assert files.sha256(tmp_path / "large") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_block_is_replaced_between_its_marks_only(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a -->\nold\n<!-- b -->\nafter\n", encoding="utf-8")
+    files.replace_block(page, "<!-- a -->", "<!-- b -->", "new")
+    assert page.read_text(encoding="utf-8") == "before\n<!-- a -->\nnew\n<!-- b -->\nafter\n"
+    for begin, end in (("<!-- c -->", "<!-- b -->"), ("<!-- a -->", "<!-- c -->"), ("<!-- b -->", "<!-- a -->")):
+        with pytest.raises(ValueError, match="page.md lacks the line"):
+            files.replace_block(page, begin, end, "newer")
+    assert "\nnew\n" in page.read_text(encoding="utf-8")

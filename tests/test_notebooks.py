@@ -15,6 +15,8 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from utils import experiments
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FIGURES = sorted((ROOT / "figures").glob("*.png"))
@@ -300,8 +302,9 @@ def test_saved_figures_are_found():
     assert saved_figures(code) == {"one": True, "two": False}
 
 
-def test_every_figure_is_drawn_by_a_lesson():
+def test_every_figure_is_drawn_by_a_lesson_or_for_an_experiment():
     drawn = {name for path in NOTEBOOKS for name in lesson_figures(path)}
+    drawn |= {f"evidence_{name}" for name in experiments.EXPERIMENTS}
     assert {path.stem for path in FIGURES} == drawn
 
 

@@ -7,18 +7,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import joblib
 import pandas as pd
 import psutil
 import torch
 from torch.utils.data import DataLoader
 
-from utils import data, device, files, frameworks, loops, train
+from utils import ablation, data, device, files, frameworks, loops, train
 from utils.model import CNN, CNNConfig
 
 SPEED_FILE = "speed.csv"
@@ -202,6 +204,21 @@ def measure_processes(rounds: int, images: int) -> list[Row]:
     ]
 
 
+def measure_sweep(rounds: int, images: int) -> list[Row]:
+    """An ablation of four runs a core on the CPU: one process a core against one process."""
+    cores, source = joblib.cpu_count(), ablation.Source(images=images)
+    recipe, variants = train.Recipe(epochs=1, batch_size=128, lr=0.1), {"norm": ["batch", "none"]}
+    options = {"source": source, "device": "cpu", "refresh": True, "progress": False}
+
+    def seconds(jobs: int) -> float:
+        begin = time.perf_counter()
+        ablation.run("bench", CNNConfig(width=16), variants, recipe, range(2 * cores), jobs=jobs, **options)
+        return time.perf_counter() - begin
+
+    measured = interleave({"one": partial(seconds, 1), "all": partial(seconds, cores)}, rounds)
+    return [row("a sweep, one process a core against one process", "×", ratios(measured["one"], measured["all"]))]
+
+
 MEASUREMENTS = {
     "loop": measure_loop,
     "frameworks": measure_frameworks,
@@ -212,6 +229,7 @@ MEASUREMENTS = {
     "dropout": measure_dropout,
     "probes": measure_probes,
     "processes": measure_processes,
+    "sweep": measure_sweep,
 }
 
 

@@ -13,12 +13,13 @@ class NoCluster(ConnectionError):
 
 
 @contextlib.contextmanager
-def connected(scheduler: str, seconds: float = WAIT_SECONDS) -> Iterator[str]:
+def connected(scheduler: str, seconds: float | None = None) -> Iterator[str]:
     """Let joblib hand its work to the Dask workers of `scheduler` (tcp://host:port) while the block runs.
 
-    Yields its address and the number of workers, in words. Raises NoCluster when nothing answers within `seconds`, or
-    no worker is there; ModuleNotFoundError without Dask's package distributed.
+    Yields its address and the number of workers, in words. Raises NoCluster when nothing answers within `seconds`
+    (None: WAIT_SECONDS), or no worker is there; ModuleNotFoundError without Dask's package distributed.
     """
+    seconds = WAIT_SECONDS if seconds is None else seconds
     try:
         from distributed import Client
     except ModuleNotFoundError as error:

@@ -98,13 +98,14 @@ def finals(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     """
     split, _, name = metric.partition(" ")
     wanted = runs[(runs["split"] == split) & (runs["metric"] == name)]
-    if wanted.empty:
+    if wanted.empty and not (runs["metric"] == DIVERGED).all():  # each of a few runs may have diverged at once
         there = sorted({f"{a} {b}" for a, b in zip(runs["split"], runs["metric"], strict=True)})
         raise ValueError(f"metric={metric!r}: choose one of {', '.join(there)}")
     several = runs.groupby("variant")["lr"].nunique()
     if (several > 1).any():
         raise ValueError(f"{several.idxmax()!r} has {several.max()} learning rates: compare variants at their best_lr")
-    table = wanted.sort_values("epoch").groupby(["seed", "variant"], sort=False)["value"].last().unstack()
+    table = wanted.sort_values("epoch").drop_duplicates(["seed", "variant"], keep="last")
+    table = table.pivot(index="seed", columns="variant", values="value")
     return fill_diverged(table, runs, name)[list(dict.fromkeys(runs["variant"]))].sort_index()
 
 
@@ -117,7 +118,8 @@ def fill_diverged(table: pd.DataFrame, runs: pd.DataFrame, name: str) -> pd.Data
     if name != "accuracy" or classes is None:
         which = ", ".join(f"{row.variant} (seed {row.seed})" for row in broken.itertuples())
         raise ValueError(f"diverged, and so without {name}: {which}; compare accuracies, or a lower learning rate")
-    table = table.reindex(index=table.index.union(broken["seed"]), columns=table.columns.union(broken["variant"]))
+    seeds, variants = (pd.Index(broken[column].unique()) for column in ("seed", "variant"))
+    table = table.reindex(index=table.index.union(seeds), columns=table.columns.union(variants))
     for row in broken.itertuples():
         table.loc[row.seed, row.variant] = 1 / classes
     return table
