@@ -7,9 +7,9 @@ from itertools import product
 import pytest
 import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, ResNet
 
-from utils.model import CNN, NORMS, POOLS, Block, CNNConfig, parts, receptive_fields
+from utils.model import CNN, GROWTHS, NORMS, POOLS, Block, CNNConfig, parts, receptive_fields
 
 
 def copy_block(theirs: BasicBlock, ours: Block) -> None:
@@ -32,6 +32,59 @@ def test_block_is_torchvisions_basic_block(halve):
     images = torch.randn(4, 8, 13, 13)
     torch.testing.assert_close(ours(images), theirs(images))
     torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
+
+
+def test_the_default_network_is_torchvisions_resnet_with_a_smaller_stem():
+    """Its 64 channels, doubled from layer to layer, and a block a layer: the same logits and the same gradients."""
+    ours = CNN(CNNConfig(width=64)).eval()
+    theirs = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10).eval()
+    theirs.conv1, theirs.maxpool = nn.Conv2d(1, 64, 3, padding=1, bias=False), nn.MaxPool2d(2)
+    pairs = [(theirs.conv1, ours.stem.conv), (theirs.bn1, ours.stem.norm), (theirs.fc, ours.head)]
+    for target, source in pairs:
+        target.load_state_dict(source.state_dict())
+    for number, layer in enumerate(ours.layers, start=1):
+        copy_block(getattr(theirs, f"layer{number}")[0], layer[0])
+    images = torch.randn(2, 1, 28, 28, requires_grad=True)
+    logits = [network(images) for network in (ours, theirs)]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+    gradients = [torch.autograd.grad(output.square().sum(), images)[0] for output in logits]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3 * gradients[1].abs().max().item())
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize(
+    ("growth", "channels", "sides"),
+    [
+        ("double", (3, 6, 12, 24), (14, 7, 4, 2)),
+        ("quadruple", (3, 12, 48, 192), (14, 7, 4, 2)),
+        ("constant", (3, 3, 3, 3), (14, 7, 4, 2)),
+        ("flat", (3, 3, 3, 3), (14, 14, 14, 14)),
+    ],
+)
+def test_growth_gives_each_layer_its_channels_and_its_size(growth, channels, sides, pooled):
+    if pooled and growth == "flat":
+        return
+    model = CNN(CNNConfig(width=3, depth=5, growth=growth, pool_everywhere=pooled))
+    x = model.stem(torch.randn(2, 1, 28, 28))
+    assert x.shape == (2, 3, 14, 14)
+    for layer, count, side in zip(model.layers, channels, sides, strict=True):
+        x = layer(x)
+        assert x.shape == (2, count, side, side)
+    assert model.config.channels == channels
+    assert model(torch.randn(3, 1, 28, 28)).shape == (3, 10)
+    model(torch.randn(4, 1, 8, 8)).sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_the_shortcut_is_the_identity_exactly_where_shapes_agree():
+    kinds = {
+        growth: [isinstance(layer[0].shortcut, nn.Identity) for layer in CNN(CNNConfig(width=4, growth=growth)).layers]
+        for growth in GROWTHS
+    }
+    first_only = [True, False, False, False]
+    assert kinds == {"double": first_only, "quadruple": first_only, "constant": first_only, "flat": [True] * 4}
+    pooled = CNN(CNNConfig(width=4, growth="constant", pool_everywhere=True))
+    assert all(isinstance(layer[0].shortcut, nn.Identity) for layer in pooled.layers)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +229,17 @@ def test_networks_of_one_seed_start_alike_where_shapes_agree(change):
         assert torch.equal(models[0][name], models[1][name]), name
 
 
+@pytest.mark.parametrize("growth", ["quadruple", "constant", "flat"])
+def test_networks_of_one_seed_start_alike_up_to_where_their_channels_part(growth):
+    weights = []
+    for config in (CNNConfig(width=4), CNNConfig(width=4, growth=growth)):
+        torch.manual_seed(5)
+        weights.append(dict(CNN(config).named_parameters()))
+    shared = [name for name in weights[0] if name.startswith(("stem", "layers.0")) and "conv" in name]
+    assert len(shared) == 3
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in shared)
+
+
 def test_he_xavier_and_gains_scale_the_same_draw():
     draws = [weights(init) for init in ("he", "xavier", 0.3)]
     for other in draws[1:]:
@@ -202,9 +266,44 @@ def test_table_counts_what_the_formulas_give():
     assert "27,981,824" in printed
 
 
-@pytest.mark.parametrize("everywhere", [False, True])
-def test_receptive_field_is_what_the_gradient_reaches(everywhere):
-    model = CNN(CNNConfig(width=1, norm="none", pool="average", pool_everywhere=everywhere)).eval()
+def counted(growth: str, sides: tuple[int, ...]) -> tuple[int, int]:
+    """FLOPs and parameters of `CNN(CNNConfig(width=6, growth=growth))` by the formulas, `sides` of the layers' maps."""
+    convs = [(1, 6, 9, 2 * sides[0])]  # channels in and out, taps, side of the map; the stem's is not pooled yet
+    c_in, before = 6, sides[0]
+    for layer, side in enumerate(sides):
+        c_out = 6 * {"double": 2, "quadruple": 4, "constant": 1, "flat": 1}[growth] ** layer
+        convs += [(c_in, c_out, 9, side), (c_out, c_out, 9, side)]
+        convs += [(c_in, c_out, 1, side)] if (c_in, before) != (c_out, side) else []
+        c_in, before = c_out, side
+    weights = sum(a * b * taps for a, b, taps, _ in convs)
+    norms = sum(2 * b for _, b, _, _ in convs)  # γ and β of each convolution's channels
+    flops = sum(2 * a * b * taps * side**2 for a, b, taps, side in convs)
+    return flops + 2 * 10 * c_in, weights + norms + 10 * c_in + 10
+
+
+@pytest.mark.parametrize(("size", "halved"), [(28, (14, 7, 4, 2)), (32, (16, 8, 4, 2))])
+@pytest.mark.parametrize("growth", GROWTHS)
+def test_table_counts_what_the_formulas_give_for_every_growth(growth, size, halved):
+    rows = list(parts(CNN(CNNConfig(width=6, growth=growth)), size))
+    sides = halved if growth != "flat" else halved[:1] * 4
+    assert (sum(row[3] for row in rows), sum(row[2] for row in rows)) == counted(growth, sides)
+    assert [row[1][1:] for row in rows[1:5]] == [(side, side) for side in sides]
+
+
+def test_doubling_keeps_the_flops_of_a_convolution_where_the_image_halves_exactly():
+    """The second convolution of every block, at 32×32; at 28×28 the step from 7 to 4 makes it 64 / 49 of that."""
+    flops = {size: {row[0]: row[3] for row in parts(CNN(CNNConfig(width=8)), size)} for size in (32, 28)}
+    assert flops[32]["layer 2"] == flops[32]["layer 3"] == flops[32]["layer 4"]
+    assert flops[28]["layer 3"] / flops[28]["layer 2"] == 64 / 49
+    assert flops[28]["layer 4"] == flops[28]["layer 3"]
+
+
+@pytest.mark.parametrize(
+    ("growth", "everywhere"), [*product(GROWTHS, [False]), ("double", True), ("quadruple", True), ("constant", True)]
+)
+def test_receptive_field_is_what_the_gradient_reaches(growth, everywhere):
+    config = CNNConfig(width=1, growth=growth, norm="none", pool="average", pool_everywhere=everywhere)
+    model = CNN(config).eval()
     for weight in model.parameters():
         nn.init.constant_(weight, 0.1)
     images = torch.ones(1, 1, 160, 160, dtype=torch.float64, requires_grad=True)
@@ -224,6 +323,9 @@ def test_receptive_field_is_what_the_gradient_reaches(everywhere):
         ("num_classes", 1),
         ("width", -3),
         ("width", 2.5),
+        ("growth", "triple"),
+        ("growth", ["double"]),
+        ("growth", 2),
         ("depth", 3),
         ("depth", True),
         ("residual", "yes"),
@@ -245,9 +347,10 @@ def test_config_refuses(field, value):
     assert repr(value) in str(error.value)
 
 
-def test_config_refuses_pooling_everywhere_by_stride():
-    with pytest.raises(ValueError, match="pool_everywhere"):
-        CNNConfig(pool="stride", pool_everywhere=True)
+@pytest.mark.parametrize(("field", "value"), [("pool", "stride"), ("growth", "flat")])
+def test_config_refuses_pooling_everywhere_where_nothing_is_pooled(field, value):
+    with pytest.raises(ValueError, match=rf"pool_everywhere=True with {field}='{value}'"):
+        CNNConfig(pool_everywhere=True, **{field: value})
 
 
 @pytest.mark.parametrize(

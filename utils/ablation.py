@@ -32,6 +32,7 @@ from utils import device as devices
 from utils.model import CNN, CNNConfig
 
 Rates = float | Sequence[float] | Mapping[str, float | Sequence[float]] | None
+Along = Mapping[str, Mapping[str, Any]] | None
 ROWS = ["epoch", "step", "split", "metric", "value", "seconds"]  # columns of one run
 COLUMNS = ["experiment", "variant", "lr", "seed", *ROWS]
 NAMES = {("residual", True): "residual", ("residual", False): "plain"}  # of variants that a value does not name
@@ -116,6 +117,7 @@ def run(
     lr: Rates = None,
     source: Source = Source(),
     grid: bool = False,
+    along: Along = None,
     device: str = "auto",
     precision: str = "auto",
     jobs: int | None = None,
@@ -125,13 +127,16 @@ def run(
     """Train every variant with every seed, and return all rows: COLUMNS, sorted, as `History` has them for one run.
 
     `vary` names one field of CNNConfig or Recipe and its values, or a dict of names and values; with `grid`, two
-    fields, of which all pairs are variants. `lr` is one learning rate, several (a sweep), or either for each variant by
-    name; without it the recipe's. On CPUs `jobs` processes (None: one a core) of one thread share the work, on a GPU
-    one. Finished runs are kept in cache_dir()/runs and not trained again, unless `refresh`. The frame's `attrs` say
-    what the numbers were measured on. Raises ValueError for a field, value, seed or learning rate that is refused,
-    parallel.WorkerLost when a process is killed.
+    fields, of which all pairs are variants. `along` declares, for a variant by name, other fields that change along
+    with it: because something else is to stay equal (the FLOPs, by the width), or because two fields are one decision.
+    `lr` is one learning rate, several (a sweep), or either for each variant by name; without it the recipe's. On CPUs
+    `jobs` processes (None: one a core) of one thread share the work, on a GPU one. Finished runs are kept in
+    cache_dir()/runs and not trained again, unless `refresh`. The frame's `attrs` say what the numbers were measured on.
+    Raises ValueError for a field, value, seed or learning rate that is refused, parallel.WorkerLost when a process is
+    killed.
     """
-    trials = plan(base, vary, recipe, seeds, lr=lr, source=source, grid=grid, device=device, precision=precision)
+    options = {"source": source, "grid": grid, "along": along, "device": device, "precision": precision}
+    trials = plan(base, vary, recipe, seeds, lr=lr, **options)
     results = execute(list(trials.values()), jobs, refresh, progress and f"{experiment}: runs")
     rows = [[experiment, *labels, *row] for labels, trial in trials.items() for row in results[trial]]
     frame = pd.DataFrame(rows, columns=COLUMNS)
@@ -152,6 +157,7 @@ def plan(
     lr: Rates = None,
     source: Source = Source(),
     grid: bool = False,
+    along: Along = None,
     device: str = "auto",
     precision: str = "auto",
 ) -> dict[tuple[str, float, int], Trial]:
@@ -161,7 +167,7 @@ def plan(
         raise ValueError(f"seeds={seeds!r}: expected one or more, each of them once")
     where = devices.pick(device)
     options = {"source": source, "device": str(where), "precision": devices.pick_precision(where, precision)}
-    trials, made = {}, variants(base, recipe, vary, grid)
+    trials, made = {}, variants(base, recipe, vary, grid, along)
     if isinstance(lr, Mapping) and set(lr) != set(made):
         raise ValueError(f"lr={dict(lr)!r}: expected a learning rate, or several, for each of {', '.join(made)}")
     for name, (config, its_recipe) in made.items():
@@ -180,35 +186,60 @@ def rates(lr: Rates, variant: str, recipe: train.Recipe) -> list[float]:
 
 
 def variants(
-    base: CNNConfig, recipe: train.Recipe, vary: Mapping[str, Sequence[Any] | Mapping[str, Any]], grid: bool
+    base: CNNConfig,
+    recipe: train.Recipe,
+    vary: Mapping[str, Sequence[Any] | Mapping[str, Any]],
+    grid: bool,
+    along: Along = None,
 ) -> dict[str, tuple[CNNConfig, train.Recipe]]:
-    """Return network and recipe of each variant, by its name. Raises ValueError for more than one field that varies."""
+    """Return network and recipe of each variant, by its name.
+
+    Raises ValueError for more than one field that varies, and for fields in `along` that cannot go along.
+    """
     if len(vary) != (2 if grid else 1):
         expected = "two fields for grid=True" if grid else "one field, or two and grid=True"
         raise ValueError(f"vary names {len(vary)} fields ({', '.join(vary) or 'none'}): expected {expected}")
-    found = {}
+    found: dict[str, dict[str, Any]] = {}  # the changes of each variant
     for combination in itertools.product(*(choices(field, values) for field, values in vary.items())):
-        config, its_recipe = base, recipe
-        for field, _, value in combination:
-            changes = {field: value} | NEEDS.get((field, value), {})
-            if field in names(CNNConfig):
-                config = replace(config, **changes)
-            else:
-                its_recipe = replace(its_recipe, **changes)
         name = ", ".join(name for _, name, _ in combination)
         if name in found:
             raise ValueError(f"vary={dict(vary)!r}: two variants are called {name!r}; expected different ones")
-        found[name] = (config, its_recipe)
-    return found
+        found[name] = {}
+        for field, _, value in combination:
+            found[name] |= {field: value} | NEEDS.get((field, value), {})
+    for name, changes in (along or {}).items():
+        check_along(name, changes, vary, found)
+        found[name] |= changes
+    return {name: (changed(base, changes), changed(recipe, changes)) for name, changes in found.items()}
 
 
-def choices(field: str, values: Sequence[Any] | Mapping[str, Any]) -> list[tuple[str, str, Any]]:
-    """Return (field, name of the variant, value) of each value that `field` takes."""
+def changed(config: CNNConfig | train.Recipe, changes: Mapping[str, Any]) -> CNNConfig | train.Recipe:
+    """Return `config` with those of `changes` that are fields of it."""
+    return replace(config, **{field: value for field, value in changes.items() if field in names(type(config))})
+
+
+def check_along(name: str, changes: Mapping[str, Any], vary: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise ValueError unless `changes` can go along with the variant `name`, one of `found`."""
+    if name not in found:
+        raise ValueError(f"along has a variant {name!r} that there is not: choose one of {', '.join(found)}")
+    for field in changes:
+        check_field(f"along[{name!r}]", field)
+        if field in vary:
+            raise ValueError(f"along[{name!r}] changes {field}, which vary changes: expected other fields")
+
+
+def check_field(where: str, field: str) -> None:
+    """Raise ValueError unless `field` is one that may differ between variants; `where` is the argument that has it."""
     known = [name for name in (*names(CNNConfig), *names(train.Recipe)) if name not in ("seed", "lr")]
     if field not in known:
         near = difflib.get_close_matches(field, known, 3) or known
         remedy = f"; give {field}s by {'seeds=' if field == 'seed' else 'lr='}" if field in ("seed", "lr") else ""
-        raise ValueError(f"vary has no field {field!r} to change: choose one of {', '.join(near)}{remedy}")
+        raise ValueError(f"{where} has no field {field!r} to change: choose one of {', '.join(near)}{remedy}")
+
+
+def choices(field: str, values: Sequence[Any] | Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """Return (field, name of the variant, value) of each value that `field` takes."""
+    check_field("vary", field)
     if isinstance(values, str) or len(values) < 2:
         raise ValueError(f"vary[{field!r}]={values!r}: expected two or more values to compare")
     if isinstance(values, Mapping):

@@ -51,7 +51,8 @@ class Claim:
 class Experiment:
     """One field that varies, or a grid of two. Every variant runs `seeds` at its own best of `lrs`.
 
-    That is chosen by validation accuracy, with `tuning_seeds`. `lrs` may be given for each variant by name.
+    That is chosen by validation accuracy, with `tuning_seeds`. `lrs` may be given for each variant by name. `along`
+    declares other fields that change along with a variant, as `ablation.run` has it.
     """
 
     question: str
@@ -61,6 +62,7 @@ class Experiment:
     base: CNNConfig = SMALL
     recipe: Recipe = SHORT
     source: ablation.Source = field(default_factory=lambda: ablation.Source(images=12_800))
+    along: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     lrs: tuple[float, ...] | Mapping[str, tuple[float, ...]] = RATES
     tuning_seeds: tuple[int, ...] = (100, 101)
     seeds: tuple[int, ...] = tuple(range(10))
@@ -68,7 +70,7 @@ class Experiment:
     def options(self) -> dict[str, Any]:
         """Return the arguments of `ablation.plan` and `ablation.run` that do not depend on the stage."""
         varied = {"base": self.base, "vary": self.vary, "recipe": self.recipe}
-        return varied | {"source": self.source, "grid": len(self.vary) == 2}
+        return varied | {"source": self.source, "grid": len(self.vary) == 2, "along": self.along}
 
     def plan(self, device: str = "auto", precision: str = "auto") -> list[ablation.Trial]:
         """Return all runs; the best learning rates are not known yet, so the first of each variant stands for them."""
@@ -91,6 +93,15 @@ NORMS = {"batch norm": "batch", "no norm": "none"}
 INPUTS = ("data set", "per-image", "0.5-0.5", "0-255", "0-1")
 WIDE_RATES, TINY_RATES = (0.03, 0.1, 0.3, 1.0, 3.0), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
+SOME_RATES = (0.03, 0.1, 0.3, 1.0)
+BATCHES = {"2 images": 2, "8 images": 8, "32 images": 32, "256 images": 256}
+BATCH_RATES = {
+    "2 images": (0.003, 0.01, 0.03),
+    "8 images": (0.01, 0.03, 0.1),
+    "32 images": (0.03, 0.1, 0.3),
+    "256 images": (0.03, 0.1, 0.3),
+}
+
 EXPERIMENTS: dict[str, Experiment] = {
     "input": Experiment(
         question="Does it matter how the input is normalized?",
@@ -110,6 +121,34 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
         ),
     ),
+    "schedule": Experiment(
+        question="Should the channels double as the image halves? Four schedules at equal FLOPs.",
+        lesson="02_size_and_pooling",
+        vary={"growth": ("flat", "constant", "quadruple", "double")},
+        along={
+            "flat": {"width": 16},
+            "constant": {"width": 27},
+            "quadruple": {"width": 4},
+        },  # no fewer FLOPs than double
+        lrs=SOME_RATES,
+        claims=(
+            Claim("doubling and halving beats constant width, at equal FLOPs", "double", "constant"),
+            Claim("doubling and halving beats keeping width and image, at equal FLOPs", "double", "flat"),
+            Claim("doubling the channels beats quadrupling them, at equal FLOPs", "double", "quadruple"),
+        ),
+    ),
+    "pooling": Experiment(
+        question="How should the image be halved: by max pooling, once or in every layer, by averages, or by strides?",
+        lesson="02_size_and_pooling",
+        vary={"pool": {"stride": "stride", "average": "average", "max everywhere": "max", "max": "max"}},
+        along={"max everywhere": {"pool_everywhere": True}},  # which pooling, and where: one decision
+        lrs=SOME_RATES,
+        claims=(
+            Claim("max pooling once is better than in every layer", "max", "max everywhere"),
+            Claim("max pooling is better than average pooling", "max", "average"),
+            Claim("a strided convolution is as good as max pooling", "stride", "max", -0.5 * POINT),
+        ),
+    ),
     "batchnorm": Experiment(
         question="What does batch normalization bring?",
         lesson="03_batch_normalization",
@@ -118,6 +157,21 @@ EXPERIMENTS: dict[str, Experiment] = {
         claims=(
             Claim("batch norm raises training accuracy hugely", "batch", "none", 5 * POINT, "train accuracy"),
             Claim("batch norm raises validation accuracy", "batch", "none"),
+        ),
+    ),
+    "batch_size": Experiment(
+        question="From which batch size on does batch norm work, and do its rivals need one?",
+        lesson="03_batch_normalization",
+        recipe=replace(SHORT, epochs=2),
+        source=ablation.Source(images=3_200),
+        vary={"norm": ("batch", "layer", "group"), "batch_size": BATCHES},
+        lrs={f"{norm}, {size}": lrs for norm in ("batch", "layer", "group") for size, lrs in BATCH_RATES.items()},
+        seeds=tuple(range(5)),
+        claims=(
+            Claim(
+                "batch norm fails in batches of 2, group norm does not", "group, 2 images", "batch, 2 images", 5 * POINT
+            ),
+            Claim("batch norm beats group norm in batches of 32", "batch, 32 images", "group, 32 images"),
         ),
     ),
     "residual": Experiment(
@@ -333,18 +387,20 @@ def claims(read: Callable[[str], Results] = load) -> pd.DataFrame:
 def claims_table(table: pd.DataFrame) -> str:
     """Return the rows of `claims` as the README shows them."""
     lines = [
-        "| claim | by | difference, points | 95 % interval | n | verdict |",
+        "| people say | it matters if | difference, points (95 % interval) | n | verdict | lesson |",
         "|---|---|---|---|---|---|",
     ]
     for row in table.itertuples():
-        low, high = 100 * row.low, 100 * row.high
-        cells = (
-            row.claim,
-            f"{row.metric}, more than {100 * row.margin:g}",
-            f"{100 * row.difference:+.2f}",
-            f"{low:+.2f} to {high:+.2f}",
-            str(row.n),
-            row.verdict,
-        )
+        interval = f"{100 * row.difference:+.2f} ({100 * row.low:+.2f} to {100 * row.high:+.2f})"
+        matters = f"{row.metric} rises by more than {100 * row.margin:g}"
+        n = f"{row.n}, {row.diverged} diverged" if row.diverged else f"{row.n}"
+        verdict = f"[{row.verdict}](figures/evidence_{row.experiment}.png)"
+        cells = (row.claim, matters, interval, n, verdict, lesson_link(row.lesson))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def lesson_link(lesson: str) -> str:
+    """Return the number of `lesson`, as a link once it is written."""
+    path, number = f"notebooks/{lesson}.ipynb", str(int(lesson[:2]))
+    return f"[{number}]({path})" if (files.ROOT / path).exists() else number

@@ -16,6 +16,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "ge
 NORMS = ("batch", "layer", "group", "none")
 PLACES = ("none", "head", "everywhere")
 POOLS = ("max", "average", "stride")
+GROWTHS = {"double": 2, "quadruple": 4, "constant": 1, "flat": 1}  # channels of a layer for one of the layer before
 INITS = ("he", "xavier", "default")
 NUM_LAYERS = 4
 MIN_SIZE = 8
@@ -32,7 +33,11 @@ class CNNConfig:
 
     in_channels: int = option(1, "channels of the input: 1 grey, 3 colour")
     num_classes: int = option(10, "classes to tell apart")
-    width: int = option(32, "channels of the first layer; each further layer doubles them")
+    width: int = option(32, "channels of the first layer; growth says how they go on")
+    growth: str = option(
+        "double",
+        "from layer to layer the channels double, quadruple or stay constant while the image halves; flat: both stay",
+    )
     depth: int = option(4, "residual blocks of two 3×3 convolutions, spread over the four layers")
     residual: bool = option(True, "add each block's input to its output (He et al. 2015)")
     norm: str = option("batch", "normalization: batch, layer, group or none")
@@ -52,7 +57,8 @@ class CNNConfig:
         for name in ("residual", "scale_residual", "pool_everywhere"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
-        choices = {"norm": NORMS, "dropout_where": PLACES, "pool": POOLS, "activation": tuple(ACTIVATIONS)}
+        choices = {"growth": tuple(GROWTHS), "norm": NORMS, "dropout_where": PLACES, "pool": POOLS}
+        choices |= {"activation": tuple(ACTIVATIONS)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
@@ -67,6 +73,18 @@ class CNNConfig:
             raise ValueError(f"init={self.init!r}: choose one of {', '.join(INITS)}, or a gain above 0")
         if self.pool_everywhere and self.pool == "stride":
             raise ValueError("pool_everywhere=True with pool='stride': choose pool='max' or 'average' to pool with")
+        if self.pool_everywhere and not self.halving:
+            raise ValueError(f"pool_everywhere=True with growth={self.growth!r}: no layer halves the image to pool in")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each of the four layers."""
+        return tuple(self.width * GROWTHS[self.growth] ** layer for layer in range(NUM_LAYERS))
+
+    @property
+    def halving(self) -> bool:
+        """True if each layer from the second on halves the image."""
+        return self.growth != "flat"
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -133,9 +151,9 @@ class Stem(nn.Module):
 class Block(nn.Module):
     """Two 3×3 convolutions, each with its norm, and around them the residual connection (He et al. 2015, figure 2).
 
-    In a layer's first block the channels double and the image halves: by stride 2, or by pooling under
-    `pool_everywhere`. The shortcut is the identity where shapes agree, else a 1×1 convolution with its norm; without
-    `residual` there is none.
+    A layer's first block changes the channels from `fan_in` to `fan_out` and may `halve` the image: by stride 2, or by
+    pooling under `pool_everywhere`. The shortcut is the identity where shapes agree, else a 1×1 convolution with its
+    norm; without `residual` there is none.
     """
 
     def __init__(self, config: CNNConfig, fan_in: int, fan_out: int, halve: bool) -> None:
@@ -151,7 +169,7 @@ class Block(nn.Module):
         self.norm2 = norm_layer(config.norm, fan_out)
         self.activation2 = ACTIVATIONS[config.activation]()
         self.shortcut = None
-        if config.residual and fan_in == fan_out and not halve:
+        if config.residual and fan_in == fan_out and stride == 1:
             self.shortcut = nn.Identity()
         elif config.residual:
             projection = conv(config, fan_in, fan_out, kernel=1, stride=stride)
@@ -170,24 +188,23 @@ class CNN(nn.Module):
     """The course network: stem, four layers, global average pooling, linear head.
 
     N×in_channels×H×W images, H and W at least 8, to N×num_classes logits. From the second on, each layer doubles the
-    channels and halves the image (rounded up). `print(model)` gives its table.
+    channels and halves the image (rounded up), unless `growth` says otherwise. `print(model)` gives its table.
     """
 
     def __init__(self, config: CNNConfig = CNNConfig()) -> None:
         super().__init__()
         seed = int(torch.randint(2**62, ()))  # before any layer takes as many random numbers as its shape needs
         self.config = config
-        channels = [config.width * 2**layer for layer in range(NUM_LAYERS)]
         self.stem = Stem(config)
         self.layers = nn.ModuleList()
         fan_in = config.width
-        for layer, fan_out in enumerate(channels):
-            first = Block(config, fan_in, fan_out, halve=layer > 0)
+        for layer, fan_out in enumerate(config.channels):
+            first = Block(config, fan_in, fan_out, halve=layer > 0 and config.halving)
             rest = [Block(config, fan_out, fan_out, halve=False) for _ in range(config.blocks[layer] - 1)]
             self.layers.append(nn.Sequential(first, *rest))
             fan_in = fan_out
         self.dropout = Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
-        self.head = nn.Linear(channels[-1], config.num_classes)
+        self.head = nn.Linear(fan_in, config.num_classes)
         initialize(self, config.init, config.activation, seed)
         if config.residual and config.scale_residual:
             scale_residual_branches(self)
@@ -197,7 +214,7 @@ class CNN(nn.Module):
         x = self.stem(images)  # N×width×H/2×W/2
         for layer in self.layers:
             x = layer(x)
-        x = x.mean(dim=(2, 3))  # N×8·width
+        x = x.mean(dim=(2, 3))  # N×channels of the last layer
         return self.head(self.dropout(x))  # N×num_classes
 
     def table(self, size: int = 28) -> str:
@@ -216,7 +233,7 @@ def check_images(images: Tensor, in_channels: int) -> None:
         )
     if min(images.shape[2:]) < MIN_SIZE:
         raise ValueError(
-            f"images of {images.shape[2]}×{images.shape[3]} pixels: the network halves them four times and takes "
+            f"images of {images.shape[2]}×{images.shape[3]} pixels: the network halves them up to four times and takes "
             f"{MIN_SIZE}×{MIN_SIZE} or more; enlarge them (--size {MIN_SIZE})"
         )
 

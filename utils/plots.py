@@ -30,9 +30,11 @@ FAMILIES: dict[str, dict[str, str]] = {
     "norm": {"batch": BLUE, "layer": ORANGE, "group": GREEN, "none": DARK},
     "residual": {"residual": BLUE, "plain": DARK},
     "init": {"he": BLUE, "xavier": ORANGE, "default": GREEN},
+    "growth": {"double": BLUE, "quadruple": ORANGE, "constant": GREEN, "flat": DARK},
     "pool": {"max": BLUE, "average": ORANGE, "stride": GREEN},
+    "pooling": {"max": BLUE, "max everywhere": SKY, "average": ORANGE, "stride": GREEN},
     "dropout_where": {"none": DARK, "head": ORANGE, "everywhere": GREEN},
-    "input_norm": {"data set": BLUE, "per-image": ORANGE, "0.5-0.5": GREEN, "0-255": VERMILION, "0-1": DARK},
+    "input_norm": {"data set": BLUE, "per-image": ORANGE, "0.5-0.5": GREEN, "0-255": SKY, "0-1": DARK},
 }
 COLORS = {variant: colour for family in FAMILIES.values() for variant, colour in family.items()}
 
@@ -425,7 +427,8 @@ def operation(model: CNN, name: str) -> str:
     if name.startswith("layer "):
         layer = int(name.removeprefix("layer ")) - 1
         blocks = f"{config.blocks[layer]} block" + "s" * (config.blocks[layer] > 1)
-        return blocks if layer == 0 else f"{blocks},\n{pool if config.pool_everywhere else 'stride 2'}"
+        halved = layer > 0 and config.halving
+        return f"{blocks},\n{pool if config.pool_everywhere else 'stride 2'}" if halved else blocks
     return {"image": "", "stem": f"convolution,\n{pool}", "average": "of each map", "head": "linear,\nlogits"}[name]
 
 
