@@ -93,15 +93,6 @@ NORMS = {"batch norm": "batch", "no norm": "none"}
 INPUTS = ("data set", "per-image", "0.5-0.5", "0-255", "0-1")
 WIDE_RATES, TINY_RATES = (0.03, 0.1, 0.3, 1.0, 3.0), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
-SOME_RATES = (0.03, 0.1, 0.3, 1.0)
-BATCHES = {"2 images": 2, "8 images": 8, "32 images": 32, "256 images": 256}
-BATCH_RATES = {
-    "2 images": (0.003, 0.01, 0.03),
-    "8 images": (0.01, 0.03, 0.1),
-    "32 images": (0.03, 0.1, 0.3),
-    "256 images": (0.03, 0.1, 0.3),
-}
-
 EXPERIMENTS: dict[str, Experiment] = {
     "input": Experiment(
         question="Does it matter how the input is normalized?",
@@ -121,34 +112,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
         ),
     ),
-    "schedule": Experiment(
-        question="Should the channels double as the image halves? Four schedules at equal FLOPs.",
-        lesson="02_size_and_pooling",
-        vary={"growth": ("flat", "constant", "quadruple", "double")},
-        along={
-            "flat": {"width": 16},
-            "constant": {"width": 27},
-            "quadruple": {"width": 4},
-        },  # no fewer FLOPs than double
-        lrs=SOME_RATES,
-        claims=(
-            Claim("doubling and halving beats constant width, at equal FLOPs", "double", "constant"),
-            Claim("doubling and halving beats keeping width and image, at equal FLOPs", "double", "flat"),
-            Claim("doubling the channels beats quadrupling them, at equal FLOPs", "double", "quadruple"),
-        ),
-    ),
-    "pooling": Experiment(
-        question="How should the image be halved: by max pooling, once or in every layer, by averages, or by strides?",
-        lesson="02_size_and_pooling",
-        vary={"pool": {"stride": "stride", "average": "average", "max everywhere": "max", "max": "max"}},
-        along={"max everywhere": {"pool_everywhere": True}},  # which pooling, and where: one decision
-        lrs=SOME_RATES,
-        claims=(
-            Claim("max pooling once is better than in every layer", "max", "max everywhere"),
-            Claim("max pooling is better than average pooling", "max", "average"),
-            Claim("a strided convolution is as good as max pooling", "stride", "max", -0.5 * POINT),
-        ),
-    ),
     "batchnorm": Experiment(
         question="What does batch normalization bring?",
         lesson="03_batch_normalization",
@@ -157,21 +120,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         claims=(
             Claim("batch norm raises training accuracy hugely", "batch", "none", 5 * POINT, "train accuracy"),
             Claim("batch norm raises validation accuracy", "batch", "none"),
-        ),
-    ),
-    "batch_size": Experiment(
-        question="From which batch size on does batch norm work, and do its rivals need one?",
-        lesson="03_batch_normalization",
-        recipe=replace(SHORT, epochs=2),
-        source=ablation.Source(images=3_200),
-        vary={"norm": ("batch", "layer", "group"), "batch_size": BATCHES},
-        lrs={f"{norm}, {size}": lrs for norm in ("batch", "layer", "group") for size, lrs in BATCH_RATES.items()},
-        seeds=tuple(range(5)),
-        claims=(
-            Claim(
-                "batch norm fails in batches of 2, group norm does not", "group, 2 images", "batch, 2 images", 5 * POINT
-            ),
-            Claim("batch norm beats group norm in batches of 32", "batch, 32 images", "group, 32 images"),
         ),
     ),
     "residual": Experiment(
@@ -199,7 +147,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         recipe=replace(SHORT, epochs=16),
         source=ablation.Source(images=3_000),
         vary={"dropout_where": ("everywhere", "head", "none")},
-        lrs=(0.01, 0.03, 0.1, 0.3, 1.0),
         claims=(
             Claim("dropout before the linear head helps", "head", "none"),
             Claim("dropout everywhere helps", "everywhere", "none"),

@@ -309,14 +309,15 @@ def half_intervals(values: pd.DataFrame) -> pd.Series:
 
 
 def draw_forest(ax: Axes, rows: pd.DataFrame, shades: Mapping[str, str], margin: float) -> None:
-    """Draws each difference of `evidence.compare` with its interval, n and, where `rows` have one, verdict."""
+    """Draws each difference of `evidence.compare` with interval and n, and says its verdict, or else the interval."""
     factor = scale_of(rows["metric"].iloc[0])
     for place, row in enumerate(rows.itertuples()):
         shade = shades[row.variant]
         ax.plot([factor * row.low, factor * row.high], [place, place], color=shade, lw=3, solid_capstyle="butt")
         ax.plot(factor * row.difference, place, "o", color=shade, ms=7)
         label = f"{row.variant} − {row.baseline}, n = {row.n}"
-        verdict = f": {row.verdict}" if "verdict" in rows else ""
+        interval = f" ({factor * row.low:+.2f} to {factor * row.high:+.2f})"
+        verdict = f": {row.verdict}" if "verdict" in rows else interval
         ax.annotate(
             label,
             (0, place),
