@@ -93,6 +93,14 @@ NORMS = {"batch norm": "batch", "no norm": "none"}
 INPUTS = ("data set", "per-image", "0.5-0.5", "0-255", "0-1")
 WIDE_RATES, TINY_RATES = (0.03, 0.1, 0.3, 1.0, 3.0), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
+BATCHES = {"2 images": 2, "8 images": 8, "32 images": 32, "256 images": 256}
+BATCH_RATES = {
+    "2 images": (0.003, 0.01, 0.03),
+    "8 images": (0.01, 0.03, 0.1),
+    "32 images": (0.03, 0.1, 0.3),
+    "256 images": (0.03, 0.1, 0.3),
+}
+
 EXPERIMENTS: dict[str, Experiment] = {
     "input": Experiment(
         question="Does it matter how the input is normalized?",
@@ -120,6 +128,21 @@ EXPERIMENTS: dict[str, Experiment] = {
         claims=(
             Claim("batch norm raises training accuracy hugely", "batch", "none", 5 * POINT, "train accuracy"),
             Claim("batch norm raises validation accuracy", "batch", "none"),
+        ),
+    ),
+    "batch_size": Experiment(
+        question="From which batch size on does batch norm work, and do its rivals need one?",
+        lesson="03_batch_normalization",
+        recipe=replace(SHORT, epochs=2),
+        source=ablation.Source(images=3_200),
+        vary={"norm": ("batch", "layer", "group"), "batch_size": BATCHES},
+        lrs={f"{norm}, {size}": lrs for norm in ("batch", "layer", "group") for size, lrs in BATCH_RATES.items()},
+        seeds=tuple(range(5)),
+        claims=(
+            Claim(
+                "batch norm fails in batches of 2, group norm does not", "group, 2 images", "batch, 2 images", 5 * POINT
+            ),
+            Claim("batch norm beats group norm in batches of 32", "batch, 32 images", "group, 32 images"),
         ),
     ),
     "residual": Experiment(
