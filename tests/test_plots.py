@@ -14,7 +14,7 @@ from PIL import Image
 
 from utils import plots
 from utils.data import Split
-from utils.model import CNN, INITS, NORMS, PLACES, POOLS, CNNConfig
+from utils.model import CNN, GROWTHS, INITS, NORMS, PLACES, POOLS, CNNConfig
 from utils.train import History
 
 # What a reader without one of the three cones sees, in linear RGB (Machado, Oliveira & Fernandes 2009, severity 1.0).
@@ -88,7 +88,7 @@ def test_a_variant_has_one_colour_wherever_it_occurs():
 
 
 def test_every_choice_of_the_network_has_a_colour():
-    choices = {"norm": NORMS, "dropout_where": PLACES, "pool": POOLS, "init": INITS}
+    choices = {"norm": NORMS, "dropout_where": PLACES, "pool": POOLS, "init": INITS, "growth": GROWTHS}
     assert {name: set(plots.FAMILIES[name]) for name in choices} == {name: set(of) for name, of in choices.items()}
 
 
@@ -134,7 +134,7 @@ def test_saved_file_shows_the_figure(tmp_path, monkeypatch):
 def test_no_space_left(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("CNN_FIGURES_DIR", str(tmp_path / "file"))
-    with pytest.raises(OSError, match=r"cannot write .*loss\.png"):
+    with pytest.raises(OSError, match=r"cannot write .*file: a part of the path is a file"):
         plots.save(small_figure(), "loss")
 
 
@@ -167,6 +167,31 @@ def test_slider_redraws_once_a_value(monkeypatch):
 def test_slider_with_a_start_that_is_no_value():
     with pytest.raises(ValueError, match="start='three': choose one of one, two"):
         plots.explore(lambda value: small_figure(), "height", {"one": 1, "two": 2}, start="three")
+
+
+def test_several_sliders_give_their_values_in_order(monkeypatch):
+    drawn, shown, sliders = [], [], []
+    kind = ipywidgets.SelectionSlider
+    monkeypatch.setattr(ipywidgets, "SelectionSlider", lambda **options: sliders.append(kind(**options)) or sliders[-1])
+    monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: None)
+    monkeypatch.setattr(plots, "show_png", lambda content, text, handle=None: shown.append((text, handle)) or "first")
+
+    def draw(gamma: float, images: int) -> plt.Figure:
+        drawn.append((gamma, images))
+        return small_figure()
+
+    choices = {"γ": {"1": 1.0, "2": 2.0}, "images": {"4": 4, "64": 64}}
+    plots.explore_several(draw, choices, {"γ": "2", "images": "4"})
+    sliders[1].value = "64"
+    sliders[0].value = "1"
+    sliders[1].value = "4"
+    sliders[0].value = "2"
+    assert drawn == [(2.0, 4), (2.0, 64), (1.0, 64), (1.0, 4)]  # and what was drawn before is kept
+    assert [slider.description for slider in sliders] == ["γ", "images"]
+    assert [text for text, _ in shown[::4]] == ["Figure: γ 2, images 4"] * 2
+    assert [handle for _, handle in shown] == [None, *["first"] * 4]  # in one place
+    with pytest.raises(ValueError, match="images: start=None: choose one of 4, 64"):
+        plots.explore_several(draw, choices, {"γ": "2"})
 
 
 # ---------------------------------------------------------------------------------------------------------- the figures
@@ -250,6 +275,8 @@ CONFIGS = {
     "default": (CNNConfig(), 28),
     "plain, deep": (CNNConfig(width=4, depth=9, residual=False), 33),
     "colour": (CNNConfig(in_channels=3, width=8, num_classes=7, pool="average", pool_everywhere=True), 32),
+    "flat": (CNNConfig(width=4, growth="flat"), 28),
+    "quadruple": (CNNConfig(width=2, growth="quadruple"), 28),
 }
 
 
@@ -275,6 +302,7 @@ def test_architecture_is_labelled_with_the_real_shapes(name, with_image):
     words = " ".join(text.get_text() for text in fig.axes[0].texts)
     assert ("residual" in words) == config.residual
     assert f"{config.blocks[0]} block" in words
+    assert words.count("stride 2") == (0 if config.pool_everywhere or config.growth == "flat" else 3)
     assert model.training
 
 
@@ -332,6 +360,23 @@ def test_compare_shows_mean_curves_in_the_variants_colours_and_the_paired_differ
         assert words in written
     assert [line.get_xdata()[0] for line in right.get_lines()][-2:] == [0, 1]  # no difference, and the margin
     plt.close(fig)
+
+
+def test_an_experiment_is_a_row_of_curves_and_differences_for_each_half_of_its_grid():
+    finals = {"he, batch norm": 0.9, "default, batch norm": 0.89, "he, no norm": 0.87, "default, no norm": 0.82}
+    fig = plots.experiment(sweep(finals))
+    assert len(fig.axes) == 4
+    titles = [ax.get_title("left") for ax in fig.axes]
+    assert titles[0].startswith("batch norm: mean of 4 seeds")
+    assert titles[2].startswith("no norm: mean of 4 seeds")
+    ends = [line.get_ydata()[-1] for ax in fig.axes[::2] for line in ax.get_lines()]
+    assert ends == pytest.approx([100 * value + 0.3 for value in finals.values()])
+    written = texts(fig)
+    for words in ("he − default, n = 4", "+1.00", "+5.00"):
+        assert words in written
+    assert "supported" not in written  # a verdict takes all claims of the course
+    plt.close(fig)
+    assert len(plots.experiment(sweep({"batch": 0.9, "none": 0.85})).axes) == 2
 
 
 def test_compare_tells_of_runs_that_diverged():

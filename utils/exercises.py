@@ -1,17 +1,20 @@
 """The lessons' quizzes and exercises: what they ask, what each wrong answer gives away, and what to say to it."""
 
+import copy
 import html
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from utils import widgets
+from utils import ablation, train, widgets
 
 
 @dataclass(frozen=True)
@@ -336,6 +339,28 @@ def combined_cases(function: Callable[[Triple, Triple], Triple]) -> list[list[fl
     return [list(function(a, b)), list(function(b, c)), list(function(a, c))]
 
 
+def steps_needed(
+    curvatures: Sequence[float],
+    lr: float,
+    *,
+    pick: Callable[[list[float]], float] = max,
+    rounded: Callable[[float], float] = math.ceil,
+) -> float:
+    """Return how many steps of gradient descent bring the distance along each axis of a quadratic to 1 % or less.
+
+    `math.inf` if some distance does not shrink. The options are the mistakes that one can make in it.
+    """
+    slowest = pick([abs(1 - lr * curvature) for curvature in curvatures])
+    return math.inf if slowest >= 1 else rounded(math.log(0.01) / math.log(slowest))
+
+
+def steps_cases(function: Callable[[list[float], float], float]) -> list[float]:
+    """Return what `function` says of a round bowl, of narrow ones, and of rates that overshoot or diverge; ∞ is -1."""
+    cases = [([1.0, 4.0], 0.2), ([4.0, 1.0], 0.3), ([100.0, 3.0, 1.0], 0.012), ([4.0, 1.0], 0.48), ([4.0, 1.0], 0.52)]
+    said = [function(list(curvatures), lr) for curvatures, lr in cases]
+    return [-1 if value == math.inf else value for value in said]
+
+
 LESSON_01 = {
     "01.average_std": Quiz(
         "You take the standard deviation of every training image over its own pixels, and average those numbers. "
@@ -394,6 +419,359 @@ LESSON_01 = {
         ),
         measure=combined_cases,
     ),
+    "01.scale": Quiz(
+        "You feed a network bytes from 0 to 255 instead of pixels from 0 to 1: its input is 255 times as large, its "
+        "initial weights are the same. How steep is the loss now, as a function of the weights?",
+        (
+            Option(
+                "As steep as before: a scale is only a unit, and no network cares about units",
+                "Its weights care: a step of one weight by 0.01 now changes the output 255 times as much.",
+            ),
+            Option(
+                "Much steeper, whatever network it is",
+                "Without normalization inside, yes; but batch norm divides by the standard deviation that it finds, "
+                "and the scale is gone.",
+            ),
+            Option(
+                "Much steeper without batch norm, exactly as steep with it",
+                "The first batch norm divides by the standard deviation of its input: a factor cancels, and so does "
+                "its effect on every derivative behind it.",
+                right=True,
+            ),
+            Option(
+                "Much steeper with batch norm, because its statistics grow too",
+                "They grow, and that is the cure: what is 255 times as large is divided by 255 times as much.",
+            ),
+        ),
+    ),
+    "01.steps": Exercise(
+        expects="a function of a list of curvatures and a learning rate that returns a number of steps, or math.inf",
+        right=steps_needed,
+        because="The slowest axis decides: the flattest one at small rates, the steepest one when it overshoots.",
+        mistakes=(
+            Mistake(
+                partial(steps_needed, pick=min),
+                "You follow the axis that arrives first; all of them have to, so the slowest decides.",
+            ),
+            Mistake(
+                lambda curvatures, lr: steps_needed([max(curvatures)], lr),
+                "You follow the steepest axis only: the flattest is slower, as long as nothing overshoots.",
+            ),
+            Mistake(
+                lambda curvatures, lr: steps_needed([min(curvatures)], lr),
+                "You follow the flattest axis only: at a large rate the steepest one overshoots and is slower.",
+            ),
+            Mistake(
+                partial(steps_needed, rounded=math.floor),
+                "Rounded down, the distance is still above 1 %: steps are whole, so round up.",
+            ),
+            Mistake(
+                partial(steps_needed, rounded=lambda steps: steps),
+                "There is no part of a step: round up to a whole number.",
+            ),
+            Mistake(
+                lambda curvatures, lr: math.ceil(math.log(100) * max(curvatures) / min(curvatures)),
+                "That is the rule of thumb for one rate, 1 / λ_max: your answer must depend on lr.",
+            ),
+        ),
+        hints=(
+            "After n steps the distance along an axis of curvature λ is |1 − lr·λ| to the power n of what it was.",
+            "Which axis has the largest |1 − lr·λ|? What does it mean when that is 1 or more?",
+            "Solve factor ** n ≤ 0.01 for n with logarithms; mind the sign of the logarithm of a number below 1.",
+        ),
+        measure=steps_cases,
+    ),
 }
 
-REGISTRY: dict[str, Quiz | Exercise] = {**LESSON_00, **LESSON_01}
+# ------------------------------------------------------------------------------------------- 02 Size and pooling
+
+MOST_PARAMETERS, MOST_FLOPS, LEAST_ACCURACY = 8_000, 2_000_000, 0.55  # of the network that "02.budget" asks for
+
+
+def small_network(channels: tuple[int, ...] = (8, 16, 32), strides: tuple[int, ...] = (2, 2, 2)) -> nn.Module:
+    """Return 3×3 convolutions with batch norm and ReLU, the average of each map, and a linear head."""
+    layers: list[nn.Module] = []
+    for c_in, c_out, stride in zip((1, *channels[:-1]), channels, strides, strict=True):
+        layers += [nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], 10))
+
+
+def kept_budgets(build: Callable[[], nn.Module]) -> list[bool]:
+    """Return whether the network that `build` makes takes 28×28 and 40×40 images, keeps each budget, and learns.
+
+    Raises TypeError when `build` returns no nn.Module.
+    """
+    network = build()
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"one nn.Module should come back, not {type(network).__name__}")
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        fits = network.eval()(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+    parameters = sum(weight.numel() for weight in network.parameters())
+    cheap = [parameters <= MOST_PARAMETERS, counter.get_total_flops() <= MOST_FLOPS]
+    fits = fits and takes(network, 40)
+    return [fits, *cheap, fits and all(cheap) and learned(network) >= LEAST_ACCURACY]
+
+
+def takes(network: nn.Module, size: int) -> bool:
+    """Return whether `network` makes ten numbers of a grey image of size × size."""
+    try:
+        return network(torch.zeros(1, 1, size, size)).shape == (1, 10)
+    except RuntimeError:  # what layers raise for a shape that they cannot take
+        return False
+
+
+def learned(network: nn.Module) -> float:
+    """Return the validation accuracy of `network` after three epochs of 1,280 images; a small one takes a second."""
+    images = ablation.load(ablation.Source(images=1_280))
+    images = replace(images, validation=images.validation[:1_000])
+    recipe = train.Recipe(epochs=3, batch_size=64, lr=0.2, crop_padding=0, flip=False)
+    history = train.fit(network, images, recipe, device="cpu", precision="fp32", progress=False)
+    return history.last("validation", "accuracy")
+
+
+LESSON_02 = {
+    "02.flops": Quiz(
+        "In layer 2 a 3×3 convolution turns 32 channels of 8×8 numbers into as many. In layer 3 one turns 64 channels "
+        "of 4×4 numbers into as many: twice the channels, half the height and half the width. How many "
+        "multiplications does it take, compared with the one in layer 2?",
+        (
+            Option(
+                "half as many, because there are half as many numbers",
+                "There are half as many numbers, but each of them is now a sum over twice as many channels.",
+            ),
+            Option(
+                "as many",
+                "A quarter of the places, twice the channels in, twice the channels out: ¼ · 2 · 2 = 1.",
+                right=True,
+            ),
+            Option(
+                "twice as many, because the channels double",
+                "They double on both sides, in and out, and the places are a quarter.",
+            ),
+            Option(
+                "four times as many, like the parameters",
+                "It has four times the weights, but slides them over a quarter of the places.",
+            ),
+        ),
+    ),
+    "02.one_pixel": Quiz(
+        "Shift an image by one pixel, and a convolution's output shifts by one pixel. So if all validation images move "
+        "one pixel to the right, how many of the network's answers change?",
+        (
+            Option(
+                "none, because convolutions shift along and the average over the map forgets the place",
+                "So it would be without strides; but from a shift by one pixel, every second pixel is another one.",
+            ),
+            Option(
+                "none, because max pooling makes the network invariant to small shifts",
+                "It forgets where in its 2×2 window the largest value was; a shift also moves values between windows.",
+            ),
+            Option(
+                "some of them",
+                "Halving keeps shifts by whole strides only: anything between gives other numbers, and some answers "
+                "tip over.",
+                right=True,
+            ),
+            Option(
+                "nearly all, because the network has learned from centred images only",
+                "It has, but neighbouring shifts look alike to it, and most answers stand.",
+            ),
+        ),
+    ),
+    "02.stack": Exercise(
+        expects="a tuple (C, H, W, parameters) of whole numbers",
+        right=(24, 7, 7, 4712),
+        because="The sizes are 30, 15, 7, 7, and the parameters 1,200 + 32 + 3,456 + 24.",
+        tolerance=1e-6,
+        mistakes=(
+            Mistake((24, 8, 8, 4712), "You rounded up: a window that does not fit any more is left out."),
+            Mistake((24, 5, 5, 4712), "The pooling's window has side 3, but it moves by its stride of 2, not by 3."),
+            Mistake((24, 6, 6, 4712), "One of the two paddings is missing: each adds pixels on both sides."),
+            Mistake((24, 7, 7, 4688), "The second convolution has biases, one for each output channel."),
+            Mistake((24, 7, 7, 4728), "The first convolution has no biases: bias=False."),
+            Mistake((24, 7, 7, 4680), "Batch norm has parameters too: a γ and a β for each channel."),
+            Mistake((24, 7, 7, 4744), "Running mean and variance are buffers: they are kept, but not trained."),
+            Mistake((24, 7, 7, 4696), "Batch norm has two parameters for each channel, γ and β."),
+            Mistake((10, 24, 7, 7), "Asked for are C, H, W and the parameters; the number of images stays out of it."),
+        ),
+        hints=(
+            "Along one side: (length + 2 · padding − kernel) / stride + 1, rounded down. Which layers change it?",
+            "A convolution has kernel · kernel · channels in · channels out weights, and channels out biases if any.",
+            "Which of the five layers have something to learn? For each of them, print its .parameters() in your mind.",
+        ),
+    ),
+    "02.budget": Exercise(
+        expects="a function without arguments that returns an nn.Module, N×1×28×28 → N×10",
+        right=small_network,
+        because="Few channels while the maps are large, more as they shrink: both budgets are kept, and it learns.",
+        mistakes=(
+            Mistake(
+                partial(small_network, (8, 16, 64, 64), (2, 2, 2, 1)),
+                "Too many parameters: a 3×3 convolution has 9 · channels in · channels out; where are most of yours?",
+            ),
+            Mistake(
+                partial(small_network, (16, 16), (1, 1)),
+                "Too many FLOPs: every weight is used at every place; make the maps smaller early.",
+            ),
+            Mistake(
+                partial(small_network, (32, 64, 64), (1, 2, 1)),
+                "Too many parameters and too many FLOPs: fewer channels help with both.",
+            ),
+            Mistake(
+                lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
+                "It takes images of 28×28 only: average each channel over its map before the linear head.",
+            ),
+            Mistake(
+                partial(small_network, (2,), (2,)),
+                "It keeps both budgets but hardly learns: it may spend more of them, on channels and on layers.",
+            ),
+        ),
+        hints=(
+            "The course's way: halve the maps by strides or pooling, and double the channels as you do.",
+            "End with nn.AdaptiveAvgPool2d(1), nn.Flatten() and a linear layer: then any image size will do.",
+            "Three convolutions are enough. Begin with few channels, and count as you go: "
+            "sum(weight.numel() for weight in network.parameters()).",
+        ),
+        measure=kept_budgets,
+    ),
+}
+
+# --------------------------------------------------------------------------------------- 03 Batch normalization
+
+
+def fold(
+    conv: nn.Conv2d,
+    norm: nn.BatchNorm2d,
+    *,
+    axis: int = 0,
+    root: bool = True,
+    eps: bool = True,
+    mean: bool = True,
+    bias: bool = True,
+    scaled_bias: bool = True,
+) -> nn.Conv2d:
+    """Return one convolution that does what `conv` and `norm` behind it do; the options are what one can get wrong."""
+    variance = norm.running_var + (norm.eps if eps else 0.0)
+    scale = norm.weight / (variance.sqrt() if root else variance)  # C
+    folded = copy.deepcopy(conv)
+    folded.weight = nn.Parameter(conv.weight * scale.view([-1 if place == axis else 1 for place in range(4)]))
+    offset = torch.zeros_like(scale) if conv.bias is None or not bias else conv.bias
+    offset = offset - norm.running_mean if mean else offset
+    folded.bias = nn.Parameter(norm.bias + (offset * scale if scaled_bias else offset))
+    return folded
+
+
+def folded_outputs(function: Callable[[nn.Conv2d, nn.BatchNorm2d], nn.Conv2d]) -> Tensor:
+    """Return what two folded convolutions, one with a bias and one without, make of 2×4×6×6 activations.
+
+    Raises TypeError when `function` returns anything but one convolution.
+    """
+    outputs = []
+    for bias, stride in ((True, 1), (False, 2)):
+        conv, norm = nn.Conv2d(4, 4, 3, stride, padding=1, bias=bias), nn.BatchNorm2d(4, eps=1e-2).eval()
+        for values in (norm.weight, norm.bias, norm.running_mean):
+            nn.init.normal_(values)
+        nn.init.uniform_(norm.running_var, 0.02, 0.5)
+        folded = function(conv, norm)
+        if not isinstance(folded, nn.Conv2d):
+            raise TypeError(f"one nn.Conv2d should come back, not {type(folded).__name__}")
+        outputs.append(folded(torch.randn(2, 4, 6, 6)).flatten())
+    return torch.cat(outputs)
+
+
+LESSON_03 = {
+    "03.means": Quiz(
+        "A batch of 64 images leaves a convolution with 32 channels of 14×14 numbers. How many means does batch "
+        "normalization compute?",
+        (
+            Option(
+                "64, one for each image",
+                "That is layer normalization: an image by itself. Batch normalization mixes the images of a batch.",
+            ),
+            Option(
+                "32, one for each channel",
+                "A channel's mean is taken over all images and all places, for the same kernel made all of them.",
+                right=True,
+            ),
+            Option(
+                "2,048, one for each channel of each image",
+                "That is instance normalization: no number of another image takes part.",
+            ),
+            Option(
+                "6,272, one for each place of each channel",
+                "So it would be behind a linear layer; a convolution uses one kernel at all places, and they belong "
+                "together.",
+            ),
+        ),
+    ),
+    "03.without_eval": Quiz(
+        "A well-trained network with batch normalization classifies validation images in batches of 100, sorted by "
+        "class: first 100 T-shirts, then 100 trousers, … Somebody forgot `.eval()`. Compared with the right mode, the "
+        "accuracy is …",
+        (
+            Option(
+                "the same, because no weight has changed",
+                "The weights are the same, but mean and variance now come from the batch: other numbers arrive.",
+            ),
+            Option(
+                "a little lower, because the statistics of 100 images are noisy",
+                "So it would be for mixed images; but here all images of a batch resemble each other.",
+            ),
+            Option(
+                "far lower, because each batch is normalized by the statistics of its own class",
+                "What tells a class from the average image is subtracted, and the network no longer sees it.",
+                right=True,
+            ),
+            Option(
+                "higher, because the statistics fit the images at hand",
+                "They fit too well: they take away what all images of the batch have in common, their class.",
+            ),
+        ),
+    ),
+    "03.fold": Exercise(
+        expects="a function f(conv, norm) that returns one nn.Conv2d",
+        right=fold,
+        because="Both are linear for fixed statistics, so one convolution does the work of both.",
+        mistakes=(
+            Mistake(
+                partial(fold, root=False),
+                "You divide by the variance: batch normalization divides by its square root.",
+            ),
+            Mistake(
+                partial(fold, eps=False),
+                "You left ε out: it is part of the division, and counts where a variance is small.",
+            ),
+            Mistake(
+                partial(fold, axis=1),
+                "You scale the channels that come in: a weight is out_channels×in_channels×height×width.",
+            ),
+            Mistake(
+                partial(fold, mean=False),
+                "The running mean is still in there: batch normalization subtracts it before it scales.",
+            ),
+            Mistake(
+                partial(fold, bias=False),
+                "The convolution's own bias is lost: where there is one, it is normalized too.",
+            ),
+            Mistake(
+                partial(fold, scaled_bias=False),
+                "What the convolution adds, less the mean, passes through the scaling as well: you only added it.",
+            ),
+            Mistake(
+                lambda conv, norm: copy.deepcopy(conv),
+                "That is the convolution as it was: the normalization has to go into its weight and its bias.",
+            ),
+        ),
+        hints=(
+            "In .eval() mode every channel is multiplied by one number and has another one added. Which two?",
+            "A convolution that is multiplied by a number is the convolution whose weights are multiplied by it; each "
+            "output channel has its own.",
+            "Write y = γ · (W∗x + b − mean) / √(var + ε) + β, and sort it into what stands before x and what does not.",
+        ),
+        measure=folded_outputs,
+        tolerance=1e-5,
+    ),
+}
+
+REGISTRY: dict[str, Quiz | Exercise] = {**LESSON_00, **LESSON_01, **LESSON_02, **LESSON_03}

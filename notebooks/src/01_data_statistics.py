@@ -14,13 +14,14 @@
 # ---
 
 # %% [markdown]
-# # Data statistics: what does the network see?
+# # Data statistics: what does the network see, and does it matter?
 #
 # A network never sees a shirt. It sees a grid of numbers: each pixel, minus a **mean**, divided by a **standard
-# deviation**. This lesson finds these two numbers for a whole data set. The second is wrong in many public
-# repositories; you will see why, and by how much.
+# deviation**. The first half of this lesson finds these two numbers for a whole data set. The second is wrong in many
+# public repositories; you will see why, and by how much. The other half asks what they are good for: does normalizing
+# the input make training faster or better?
 #
-# You need Python and a little PyTorch. Reading takes about 15 minutes, running less than one.
+# You need Python and a little PyTorch. Reading takes about 30 minutes, running about one.
 
 # %%
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
@@ -395,8 +396,6 @@ print(f"a background pixel was 0 and is now {background:.3f} = -mean / std")
 assert abs(background + stats.mean[0] / stats.std[0]) < 1e-6
 
 # %% [markdown]
-# Whether any of this matters for *training* is a question of its own, and it takes measurements, not algebra.
-#
 # ## Your turn: combine without sharing
 #
 # Two hospitals want to normalize their X-rays alike. They may not show each other a single image, but each can name three
@@ -429,6 +428,495 @@ ten = [data.channel_stats(images[labels == label]) for label in range(10)]  # ea
 assert abs(reduce(solution, [(each.count, each.mean[0], each.std[0]) for each in ten])[2] - std) < 1e-9
 
 # %% [markdown]
+# ## Does it matter for training?
+#
+# Whether any of this matters for *training* is a question of its own, and it takes measurements, not algebra alone.
+# People say: **normalizing the input to mean 0 and standard deviation 1 makes the loss surface rounder, and training
+# faster.** The second half of this lesson puts that to the test. The loss surface is the loss as a function of the
+# weights; each step of training goes downhill on it. Five inputs compete:
+#
+# | input | a pixel $x$ from 0 to 1 becomes |
+# |---|---|
+# | data set | $(x - \mu) / \sigma$, with the statistics of all training images |
+# | per-image | the same, with the image's own mean and standard deviation |
+# | 0.5-0.5 | $(x - 0.5) / 0.5$, from −1 to 1: no statistics needed |
+# | 0-1 | $x$ |
+# | 0-255 | $255\,x$, the byte of the file |
+#
+# Each of them enters two networks: one with **batch normalization** behind every convolution, which normalizes each channel
+# anew with the statistics of the batch (lesson 03), and one with **no norm** inside. Does that make a difference?
+
+# %%
+exercises.quiz("01.scale")
+
+# %% [markdown]
+# ## One network, two units
+#
+# A weight $w$ and a bias $b$ of the first convolution, seen from a normalized pixel and from the pixel itself:
+#
+# $$w \cdot \frac{x - \mu}{\sigma} + b \;=\; \underbrace{\frac{w}{\sigma}}_{w'}\, x \;+\;
+# \underbrace{b - \frac{w \mu}{\sigma}}_{b'}$$
+#
+# So every network for normalized pixels has a twin for raw ones, with weights $w'$ and bias $b'$, that computes the same.
+# **Normalization changes nothing that a network can compute.** It changes the unit in which weights are counted. To see
+# it, train a small network without norm on normalized images for a few seconds, and write its twin.
+
+# %%
+from copy import deepcopy
+
+from utils import landscape, train
+from utils.model import CNN, CNNConfig
+
+torch.set_num_threads(1)  # more gain little on small batches, and wait for each other when other programs run
+small = fashion.take(6400)
+short = train.Recipe(epochs=1, batch_size=64, lr=0.03, crop_padding=0, flip=False)
+torch.manual_seed(0)
+network = CNN(CNNConfig(width=16, norm="none"))
+train.fit(network, small, short, device="cpu", precision="fp32", progress=False)
+
+mu, sigma = stats.mean[0], stats.std[0]
+twin = deepcopy(network)
+with torch.no_grad():
+    twin.stem.conv.weight /= sigma
+    twin.stem.conv.bias -= twin.stem.conv.weight.sum((1, 2, 3)) * mu  # w' is in place already
+
+# %%
+few = fashion.train[:128]
+inputs = {"0-1": data.normalize(few.images, as_it_is), "data set": data.normalize(few.images, stats)}
+networks = {"0-1": twin, "data set": network}
+with torch.no_grad():
+    raw, normalized = (networks[kind].stem.conv(inputs[kind]) for kind in inputs)  # 128×16×28×28
+inside = (raw - normalized)[:, :, 1:-1, 1:-1].abs().max().item()
+border = (raw - normalized).abs().max().item()
+print(f"largest difference of the first convolution's output: {inside:.0e} inside the image,")
+print(f"{border:.1g} at its border, where zeros are padded: average grey for one, black for the other")
+assert inside < 1e-4
+
+# %% [markdown]
+# The same function, then. But gradient descent takes its steps in *weights*, and for the two networks a step of 0.1 is
+# not the same. Look around: move the weights of both a little in two directions, and draw the loss as a map. The
+# directions are the **centre weights** of the 16 filters against their **biases** (above), and the centre weights
+# against the weights **on their right** (below). Each filter moves by its own random share.
+
+# %%
+import numpy as np
+
+share_of_filter = torch.randn(16, generator=torch.Generator().manual_seed(0))
+share_of_filter /= share_of_filter.norm()
+
+
+def weight_at(row, column):
+    """The direction in which one of the nine weights moves, in all filters."""
+    move = torch.zeros_like(network.stem.conv.weight)  # 16×1×3×3
+    move[:, 0, row, column] = share_of_filter
+    return {"stem.conv.weight": move}
+
+
+planes = {"bias": {"stem.conv.bias": share_of_filter}, "right-hand weight": weight_at(1, 2)}
+steps = np.linspace(-4, 4, 11)
+slices = {
+    (up, kind): landscape.loss_slice(networks[kind], inputs[kind], few.labels, weight_at(1, 1), move, steps, steps)
+    for up, move in planes.items()
+    for kind in networks
+}  # each 11×11 losses
+
+# %% [markdown]
+# How round is such a valley? Fit the bowl $a + \mathbf g \cdot \mathbf d + \tfrac12\, \mathbf d^\top H\, \mathbf d$ to it:
+# the two eigenvalues of $H$ are its **curvatures** along its steepest and its flattest axis. Their quotient is the
+# **condition number**, 1 for a round bowl.
+
+# %%
+def curvatures(losses):
+    """The eigenvalues, in rising order, of the H of the bowl that fits a slice best."""
+    x, y = np.meshgrid(steps, steps)
+    terms = np.stack([np.ones_like(x), x, y, x**2 / 2, x * y, y**2 / 2], axis=-1).reshape(-1, 6)
+    *_, xx, xy, yy = np.linalg.lstsq(terms, losses.ravel(), rcond=None)[0]
+    return np.linalg.eigvalsh([[xx, xy], [xy, yy]])
+
+
+roundness = {plane: np.divide(*curvatures(losses)[::-1]) for plane, losses in slices.items()}
+for up in planes:
+    raw, normalized = roundness[up, "0-1"], roundness[up, "data set"]
+    print(f"centre weight against {up}: condition number {raw:.1f} for raw pixels, {normalized:.1f} for normalized")
+assert roundness["bias", "data set"] < roundness["bias", "0-1"] / 2
+assert roundness["right-hand weight", "data set"] > 2 * roundness["bias", "data set"]
+
+# %%
+from scipy.interpolate import RectBivariateSpline
+
+titles = {"0-1": "pixels (0–1)", "data set": "normalized"}
+
+
+def draw_map(ax, losses, kind, cmap):
+    """Contour lines of a slice, closer together near the bottom."""
+    fine = np.linspace(-4, 4, 81)
+    levels = losses.min() + np.ptp(losses) * np.linspace(0.02, 1, 14) ** 2
+    ax.contour(fine, fine, RectBivariateSpline(steps, steps, losses)(fine, fine), levels=levels, cmap=cmap)
+    ax.set(aspect="equal", xlabel="move of the centre weight")
+    ax.set_title(titles[kind], color=plots.color(kind))
+
+
+fig, axes = plt.subplots(2, 2, figsize=(7.2, 7.2), sharex=True, sharey=True)
+for ax, ((up, kind), losses) in zip(axes.flat, slices.items(), strict=True):
+    draw_map(ax, losses, kind, "viridis")
+    ax.text(-3.8, 3.3, f"condition number {roundness[up, kind]:.1f}", bbox=plots.PLAIN)
+    ax.set_ylabel(f"move of the {up}" if kind == "0-1" else "")
+fig.suptitle(f"training loss around one network in two units, n = {len(few)} images", fontsize=11)
+plots.save(fig, "01_slices")
+
+# %% [markdown]
+# Above, the claim is right: against the bias, the narrow, tilted valley of raw pixels becomes nearly round. Below, it is
+# not: neighbouring pixels are nearly equal, so that their two weights can stand in for each other. No common mean and
+# no common scale change that. (Maps around other weights look different in detail; an exact statement follows below.)
+
+# %% [markdown]
+# ## Play: walk down
+#
+# Gradient descent on the two upper maps, from the same corner, at one learning rate for both. Move the slider: which map
+# is the faster one, and from which rate on do the steps no longer settle? (The rates are large because only two directions
+# move here. In training all weights move at once, and the steepest direction of all sets the limit.)
+
+
+# %%
+def walk(lr):
+    fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.9), sharey=True)
+    for ax, kind in zip(axes, networks, strict=True):
+        losses = slices["bias", kind]
+        way = landscape.descend(steps, steps, losses, (3, 3), lr, steps=40)  # a place (x, y) a step
+        heights = RectBivariateSpline(steps, steps, losses)(*way.T[::-1], grid=False) - losses.min()
+        low = np.flatnonzero(heights < 0.01 * heights[0])
+        said = f"99 % of the way down after {low[0]} steps" if len(low) else f"not down after {len(way) - 1} steps"
+        said = said if len(way) == 41 else f"off the map at step {len(way) - 1}"
+        draw_map(ax, losses, kind, "Greys_r")
+        ax.plot(*way.T, "o-", color=plots.color(kind), ms=4, lw=1.5)
+        ax.text(-3.8, -3.7, f"{said}\n2 / λ_max = {2 / curvatures(losses)[1]:.0f}", fontsize=10, bbox=plots.PLAIN)
+        ax.set(xlim=(-4, 4), ylim=(-4, 4))
+    axes[0].set_ylabel("move of the bias")
+    return fig
+
+
+rates = [3, 6, 12, 25, 50, 75, 100, 125, 150, 200]
+plots.explore(walk, "learning rate", {str(lr): lr for lr in rates}, start="25")
+
+# %% [markdown]
+# ## Why it is round, or not
+#
+# Take the first layer alone: one filter with nine weights $\mathbf w$ sees a 3×3 patch $\mathbf p$ of the image and is to
+# give some number $t$. Its squared loss is an exact bowl, and the data alone decide its shape:
+#
+# $$L(\mathbf w) = \tfrac12\, \mathbb E\,(\mathbf w^\top \mathbf p - t)^2 \qquad\Rightarrow\qquad
+# H = \frac{\partial^2 L}{\partial \mathbf w^2} = \mathbb E\;\mathbf p\, \mathbf p^\top$$
+#
+# $H$, the **Hessian**, is the matrix of the patches' second moments; $t$ is nowhere in it. A bias is a tenth weight whose
+# pixel is always 1. `landscape.hessian` knows nothing of this formula. It differentiates twice, whatever the loss is:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+kinds = {kind: data.input_stats(images, kind) for kind in ("data set", "per-image", "0.5-0.5", "0-1", "0-255")}
+sample = images[:1000]
+
+
+def second_moments(kind):
+    """The 10×10 matrix E p pᵀ of the 3×3 patches of an input, with a 1 behind each."""
+    x = data.normalize(sample, kinds[kind]).double()
+    p = torch.nn.functional.unfold(x, 3, padding=1).transpose(1, 2).reshape(-1, 9)  # 784,000×9
+    p = torch.cat([p, torch.ones(len(p), 1, dtype=torch.float64)], dim=1)
+    return p.T @ p / len(p)
+
+
+x = data.normalize(sample, kinds["0-1"]).double()
+linear = torch.nn.Conv2d(1, 1, 3, padding=1).double()
+squared_loss = ((linear(x) - 1) ** 2).mean() / 2
+twice = landscape.hessian(squared_loss, list(linear.parameters())) @ np.eye(10)
+difference = np.abs(twice - second_moments("0-1").numpy()).max()
+assert difference < 1e-12
+print("The second derivatives of the squared loss are the second moments of the patches, to twelve digits.")
+
+# %% [markdown]
+# Along an axis of curvature $\lambda$, one step of gradient descent with learning rate $\eta$ multiplies the distance from the
+# bottom by $1 - \eta\lambda$. So no axis may have $\lambda > 2 / \eta$, or the steps grow: **the largest stable rate is
+# $2 / \lambda_\text{max}$**. And the flattest axis takes about $\lambda_\text{max} / \lambda_\text{min}$ steps: **the rounder,
+# the faster**. How round are the five?
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def condition(matrix):
+    low, *_, high = torch.linalg.eigvalsh(matrix).tolist()
+    return high / low
+
+
+print(f"{'':<10}{'λ_max':>10}   condition number of 9 weights   of 9 weights and bias   (n = {len(sample):,} images)")
+of_weights, of_both = {}, {}
+for kind in kinds:
+    matrix = second_moments(kind)
+    of_weights[kind], of_both[kind] = condition(matrix[:9, :9]), condition(matrix)
+    highest = torch.linalg.eigvalsh(matrix)[-1]
+    print(f"{kind:<10}{highest:>10,.1f}{of_weights[kind]:>18,.0f}{of_both[kind]:>25,.0f}")
+assert abs(of_weights["0-255"] / of_weights["0-1"] - 1) < 1e-4, "a scale alone makes no bowl rounder"
+assert of_weights["per-image"] < of_weights["data set"] < of_weights["0.5-0.5"] < of_weights["0-1"] < 1000
+assert of_both["0-255"] > 100 * of_both["0-1"]
+
+# %% [markdown]
+# Three things to see. The **scale** of the input changes how steep the bowl is, and how round only against the bias,
+# whose pixel stays 1: for bytes that is a disaster. Taking the **mean** away makes it rounder, by about a factor of two,
+# and each image's own mean a little more. But no input comes near 1: nine neighbouring pixels are nearly the same pixel.
+# Making them independent is called whitening, and is more than normalization does ([LeCun et al. 1998](http://yann.lecun.com/exdb/publis/pdf/lecun-98b.pdf), section 4.3).
+
+# %% [markdown]
+# ## The whole network
+#
+# With all its layers the loss is no bowl. Its Hessian has negative eigenvalues too (the loss bends down in some
+# directions), so that its condition number means nothing. But its *largest* eigenvalue is still the curvature along the
+# steepest direction. The matrix has a row for each weight, and is never written out: Lanczos' method finds
+# $\lambda_\text{max}$ from a dozen products of $H$ with a vector, each one more backward pass
+# (`landscape.top_eigenpairs`). Both networks, five inputs, before the first step of training:
+
+# %%
+batch = fashion.train[:64]
+seen = {kind: data.normalize(batch.images, how) for kind, how in kinds.items()}
+
+
+def fresh(norm, seed=0):
+    torch.manual_seed(seed)
+    return CNN(CNNConfig(width=16, norm=norm))
+
+
+def steepest(kind, norm, seed=0):
+    return landscape.top_eigenpairs(fresh(norm, seed), seen[kind], batch.labels, tolerance=1e-2)[0].item()
+
+
+seeds = {"no norm": range(3), "batch norm": range(1)}
+top = {
+    (kind, half): [steepest(kind, {"no norm": "none", "batch norm": "batch"}[half], seed) for seed in of_half]
+    for half, of_half in seeds.items()
+    for kind in kinds
+}
+
+# %%
+def rate_of(eigenvalue):
+    return 2 / np.maximum(eigenvalue, 1e-12)  # and back: 2 / (2 / λ) = λ
+
+
+fig, ax = plt.subplots(figsize=(7.2, 3.4))
+for place, kind in enumerate(kinds):
+    for half, marker in ("no norm", "o"), ("batch norm", "s"):
+        values = top[kind, half]
+        ax.plot(values, [place] * len(values), marker, color=plots.color(kind), ms=8, alpha=0.8)
+ax.text(top["data set", "batch norm"][0], -0.55, "batch norm", ha="center")
+ax.text(np.mean(top["data set", "no norm"]), -0.55, "no norm: three seeds", ha="center")
+ax.set(xscale="log", xlim=(2, 5e5), yticks=range(len(kinds)), yticklabels=list(kinds), ylim=(4.5, -1.1))
+ax.set_xlabel(f"λ_max, the largest eigenvalue of the Hessian (logarithmic), n = {len(batch)} images")
+ax.secondary_xaxis("top", functions=(rate_of, rate_of)).set_xlabel("2 / λ_max: largest stable learning rate")
+plots.save(fig, "01_sharpness")
+
+# %% [markdown]
+# **Batch norm cancels the scale.** A convolution is linear: an input $c\,x + d$ gives $c\,u + d'$ where $x$ gave $u$, with
+# some constant $d'$ for each channel. And batch norm removes both:
+#
+# $$\frac{(c\,u + d') - \operatorname{mean}(c\,u + d')}{\operatorname{std}(c\,u + d')} =
+# \frac{u - \operatorname{mean}(u)}{\operatorname{std}(u)} \qquad\text{for } c > 0$$
+#
+# So whatever follows, and every derivative of it, is the same. Almost: a constant $d$ does not reach into the padding at the
+# border, and per-image normalization has another $c$ for each image. (The $\varepsilon$ in batch norm's root is too
+# small to count.)
+
+# %%
+bn = {kind: top[kind, "batch norm"][0] for kind in kinds}
+print(f"batch norm: λ_max {bn['0-1']:.3f} for 0-1, {bn['0-255']:.3f} for 0-255, {bn['data set']:.3f} for data set")
+assert abs(bn["0-255"] / bn["0-1"] - 1) < 0.01, "a scale cancels"
+assert abs(bn["data set"] / bn["0-1"] - 1) < 0.1, "a mean nearly does"
+assert min(top["0-255", "no norm"]) > 10 * max(top["0-1", "no norm"]), "without batch norm it does not"
+assert all(a > b for a, b in zip(top["data set", "no norm"], top["0-1", "no norm"], strict=True))
+
+# %% [markdown]
+# Without batch norm bytes are by far the steepest. Normalized pixels are **steeper** than pixels from 0 to 1, too, for
+# theirs are larger numbers on average: rounder does not mean flatter.
+#
+# ### Is 2 / λ really the limit?
+#
+# On a bowl it is. On the network it can only hold nearby: two copies of it, moved apart a little along the steepest
+# direction, take one step each. Their distance should be multiplied by $1 - \eta\lambda_\text{max}$:
+
+# %%
+start, x, y = fresh("none"), seen["data set"], batch.labels
+value, vectors = landscape.top_eigenpairs(start, x, y, tolerance=1e-2)
+move, apart = landscape.direction(start, vectors[0]), 0.01
+pair = [landscape.moved(landscape.prepared(start, x), (side * apart / 2, move)) for side in (1, -1)]
+slopes = [landscape.loss_and_gradient(copy, x, y)[1] for copy in pair]
+push = sum((move[name] * (slopes[0][name] - slopes[1][name])).sum().item() for name in move)
+for times in (0.5, 0.9, 1.1):
+    lr = times * 2 / value.item()
+    print(f"{times} × 2 / λ: distance × {1 - lr * push / apart:+.2f}, expected {1 - lr * value.item():+.2f}")
+assert abs(push / apart / value.item() - 1) < 0.1
+
+# %% [markdown]
+# Below the limit the distance shrinks, above it grows. (It fits to a few percent only, because the kinks of ReLU have no
+# second derivative.) And on the way down? Full-batch gradient descent on these 64 images from the same weights, at
+# multiples of the limit:
+
+# %%
+def descent(times, steps=20):
+    """The training loss at each step of plain gradient descent; it stops where the loss is no number."""
+    copy, losses = landscape.prepared(start, x), []
+    while len(losses) <= steps and (not losses or losses[-1] < 1e6):
+        loss, slope = landscape.loss_and_gradient(copy, x, y)
+        losses.append(loss)
+        copy = landscape.moved(copy, (-times * 2 / value.item(), slope))
+    return losses
+
+
+ways_down = {times: descent(times) for times in (0.3, 0.9, 3, 12, 100)}
+fig, ax = plt.subplots(figsize=(7.2, 3.0))
+for (times, losses), shade in zip(ways_down.items(), plt.get_cmap("cividis")(np.linspace(0, 0.9, 5)), strict=True):
+    ax.plot(losses, "o-", ms=3, color=shade, label=f"{times:g} × 2 / λ")
+ax.set(yscale="log", ylim=(1, 20), yticks=(1, 2, 5, 10, 20), yticklabels=(1, 2, 5, 10, 20), xlabel="step")
+ax.set_ylabel(f"training loss (nats, logarithmic)\nn = {len(y)} images")
+ax.xaxis.get_major_locator().set_params(integer=True)
+ax.legend(title="learning rate", loc="upper right")
+plots.save(fig, "01_descent")
+assert ways_down[0.9][-1] < ways_down[0.3][-1] < ways_down[0.9][0], "below the limit, faster is faster"
+assert not ways_down[100][-1] < 1e3, "far above it, the loss explodes"
+
+# %% [markdown]
+# Somewhat above the limit training survives: the loss may jump once, and lands where the surface is flatter (the
+# *catapult*, [Lewkowycz et al. 2020](https://arxiv.org/abs/2003.02218)). So $2/\lambda_\text{max}$ at the start is a
+# yardstick for learning rates, no wall. Where the wall is, and what roundness is worth, only training can tell.
+#
+# ## Measure: every input at its own best learning rate
+#
+# The rows below are shipped with the course. First, for each input and both networks, a sweep of learning rates.
+
+# %%
+from utils import ablation, experiments
+
+RECOMPUTE = False  # True trains all of it again, which takes a while
+results = experiments.measure("input") if RECOMPUTE else experiments.load("input")
+plots.save(plots.lr_sweep(ablation.facet(results.sweep, "no norm")), "01_sweep_no_norm")
+
+# %%
+plots.save(plots.lr_sweep(ablation.facet(results.sweep, "batch norm")), "01_sweep_batch_norm")
+
+# %% [markdown]
+# Above without norm, below with batch norm (mind the two scales). A run that diverges counts as guessing, 10 %. In
+# numbers: the best rate of each, and the range of rates that work, where no seed is five points below the best.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+from utils import evidence
+
+
+def working(sweep, kind):
+    """The learning rates of a sweep at which no seed is five points of accuracy below the best mean."""
+    rows = dict(iter(sweep[sweep["variant"] == kind].groupby("lr")))
+    for part in rows.values():
+        part.attrs = sweep.attrs  # says how many classes there are to guess from
+    finals = {lr: evidence.finals(part, "validation accuracy")[kind] for lr, part in rows.items()}
+    highest = max(values.mean() for values in finals.values())
+    return [lr for lr, values in finals.items() if values.min() > highest - 0.05]
+
+
+best, work = results.about["best_lr"], {}
+for half in ("no norm", "batch norm"):
+    for kind in kinds:
+        rates = work[kind, half] = working(ablation.facet(results.sweep, half), kind)
+        print(f"{half:<11}{kind:<10} best {best[f'{kind}, {half}']:<6g} works from {rates[0]:g} to {rates[-1]:g}")
+assert all(work[kind, "batch norm"] == work["0-1", "batch norm"] for kind in kinds)
+assert max(work["0-1", "no norm"]) <= min(max(work[kind, "no norm"]) for kind in kinds if kind != "0-255")
+assert max(work["0-255", "no norm"]) < 0.1 * min(max(work[kind, "no norm"]) for kind in kinds if kind != "0-255")
+
+# %% [markdown]
+# With batch norm all five train alike, over the whole range. Without it, bytes need far smaller rates and reach less at
+# any of them: one rate serves all layers, and what the steep first layer can stand is too little for the others. The
+# yardstick $2 / \lambda_\text{max}$ saw that coming. It says nothing finer: pixels from 0 to 1, the flattest of all at the
+# start, stand no larger rates than the other three.
+#
+# Now ten other seeds, each input at its own best rate, and the differences from pixels from 0 to 1, batch norm first. (Its
+# per-image and 0-255 drew a larger rate in the sweep, by a narrow margin: they begin more slowly and end the same.)
+
+# %%
+plots.save(plots.experiment(results.runs), "01_inputs")
+
+# %% [markdown]
+# The claims, as they were written down before the runs: a difference matters from half a point on. *Supported* means
+# that the whole interval lies above that, *refuted* that it lies below, corrected for all claims of the course together.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+claims = experiments.claims()
+claims = claims[claims["experiment"] == "input"].set_index(["variant", "baseline"])
+says = {}
+for pair, claim in claims.iterrows():
+    interval = f"{100 * claim.difference:+.2f} points ({100 * claim.low:+.2f} to {100 * claim.high:+.2f})"
+    says[pair] = f"{interval}, n = {claim.n}: **{claim.verdict}**"
+    print(f"{claim.claim}:\n    {says[pair].replace('*', '')}")
+
+# %% [markdown]
+# And faster? The sharpest look is at the beginning: after the first of the four epochs. (Nobody declared this comparison
+# beforehand, so it gets an interval and no verdict.)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for half in ("no norm", "batch norm"):
+    rows = ablation.facet(results.runs, half)
+    early = evidence.compare(rows[rows["epoch"] <= 1], "0-1").set_index("variant")
+    row = 100 * early.loc["data set", ["difference", "low", "high"]].astype(float)
+    print(f"{half}: after one epoch, data set − 0-1: {row.difference:+.1f} points ({row.low:+.1f} to {row.high:+.1f})")
+    assert row.low < 0 < row.high, "even early, ten seeds show no difference"
+
+# %% [markdown]
+# ## See it happen
+#
+# Three seeds in a few seconds: one epoch of 3,200 images in small batches, no norm, at the best rates of above. Runs of one
+# seed begin with the same weights and see the same images in the same order; only the input and its rate differ.
+
+# %%
+three = ("data set", "0-1", "0-255")
+live = ablation.run(
+    "live",
+    CNNConfig(width=16, norm="none"),
+    {"input_norm": three},
+    train.Recipe(epochs=1, batch_size=32, crop_padding=0, flip=False),
+    seeds=range(3),
+    lr={kind: best[f"{kind}, no norm"] for kind in three},
+    source=ablation.Source(images=3200),
+    jobs=1,
+    progress=False,
+)
+last = evidence.finals(live, "validation accuracy")  # a row a seed, a column an input
+assert last["0-255"].max() < last[["data set", "0-1"]].min(axis=None)
+100 * last.rename_axis(columns="validation accuracy (%)").round(3)
+
+# %% [markdown]
+# Three seeds of a short run say nothing about the first two columns. The third needs no more: with bytes, the network has
+# hardly begun.
+#
+# ## Your turn: how many steps?
+#
+# A bowl has the curvatures $\lambda_1, \dots, \lambda_k$ along its axes. Write a function that takes them as a list, and a
+# learning rate, and returns how many steps of gradient descent it takes until the distance along **each** axis is at most
+# 1 % of what it was; `math.inf` if that never happens.
+
+# %%
+steps_needed = ...  # def steps_needed(curvatures, lr): … return n
+exercises.check("01.steps", steps_needed)
+# exercises.hint("01.steps")
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+# Solution: click the dots to unfold it
+import math
+
+
+def solution(curvatures, lr):
+    slowest = max(abs(1 - lr * curvature) for curvature in curvatures)
+    return math.inf if slowest >= 1 else math.ceil(math.log(0.01) / math.log(slowest))
+
+
+assert exercises.check("01.steps", solution, quiet=True)
+for kind in kinds:  # one linear filter and its bias, at half the largest stable rate
+    found = torch.linalg.eigvalsh(second_moments(kind)).tolist()
+    print(f"{kind:<10}{solution(found, 1 / found[-1]):>12,} steps")
+
+# %% [markdown]
 # ## Summary
 
 # %%
@@ -437,15 +925,25 @@ from IPython.display import Markdown
 Markdown(f"""
 - The training images have mean **{mean:.4f}** and standard deviation **{std:.4f}** (pixels from 0 to 1,
   n = {len(images):,} images); {share[0]:.0f} % of the pixels are background.
-- **One pass over chunks is enough:** merge count, mean and sum of squared distances. This agrees with the direct
-  computation to 10⁻⁹.
-- **Means may be averaged** over images of equal size, **standard deviations may not**. The average of the images' own
-  is {s.mean():.4f}, {100 * (1 - s.mean() / std):.0f} % too small; images normalized with it have standard deviation
-  {wrong.std[0]:.2f} instead of 1.
-- The difference is exact: $\\sigma^2 = \\bar s^2 + \\operatorname{{Var}}(s_i) + \\operatorname{{Var}}(m_i)$, here
-  {std**2:.4f} = {s.mean() ** 2:.4f} + {spread:.4f} + {between:.4f}.
-- It is small for batches of mixed images ({mixed[5]:.4f} at n = {sizes[5]}), larger when they are sorted by class
-  ({sorted_by_class[5]:.4f}), and zero only if all batches have the same mean and the same spread.
+- **Means may be averaged** over images of equal size, **standard deviations may not**:
+  $\\sigma^2 = \\bar s^2 + \\operatorname{{Var}}(s_i) + \\operatorname{{Var}}(m_i)$, here {std**2:.4f} =
+  {s.mean() ** 2:.4f} + {spread:.4f} + {between:.4f}. The average of the images' own is {s.mean():.4f},
+  {100 * (1 - s.mean() / std):.0f} % too small. It is less wrong for mixed batches ({mixed[5]:.4f} at
+  n = {sizes[5]}) than for batches of one class ({sorted_by_class[5]:.4f}). One pass over chunks that merges counts,
+  means and sums of squares is exact.
+- **Rounder?** Yes, a little. For one linear filter the condition number is {of_weights["0-1"]:.0f} for pixels from 0
+  to 1 and {of_weights["data set"]:.0f} for normalized ones; with its bias, {of_both["0-255"]:,.0f} for bytes. It is
+  round for none of the five, because neighbouring pixels are alike.
+- **Flatter?** No: without batch norm $\\lambda_\\text{{max}}$ of the whole network is
+  {top["data set", "no norm"][0]:,.0f} for normalized pixels, {top["0-1", "no norm"][0]:,.0f} for 0-1,
+  {top["0-255", "no norm"][0]:,.0f} for bytes (seed 0). With batch norm the scale cancels:
+  {bn["data set"]:.2f}, {bn["0-1"]:.2f}, {bn["0-255"]:.2f}.
+- **Better, after four epochs, each at its own best learning rate?** Without batch norm, against 0-1:
+  {says["data set, no norm", "0-1, no norm"]}. Against bytes: {says["data set, no norm", "0-255, no norm"]}. With batch
+  norm, against 0-1: {says["data set, batch norm", "0-1, batch norm"]}.
+- So: keep the input near unit size, and do it the same way in training and in use. The exact statistics do not matter
+  for this network and these data, least of all with batch norm. Deeper networks without norm, inputs whose channels
+  have very different scales, and one fixed learning rate for all are other questions.
 """)
 
 # %% [markdown]
@@ -453,4 +951,9 @@ Markdown(f"""
 # 1979, [Updating formulae and a pairwise algorithm for computing sample
 # variances](http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf). CIFAR-10's standard deviations:
 # [airbench](https://github.com/KellerJordan/cifar10-airbench), [pytorch-cifar](https://github.com/kuangliu/pytorch-cifar),
-# and [the issue](https://github.com/chenyaofo/image-classification-codebase/issues/5) that reproduces both.
+# and [the issue](https://github.com/chenyaofo/image-classification-codebase/issues/5) that reproduces both. LeCun,
+# Bottou, Orr & Müller 1998, [Efficient BackProp](http://yann.lecun.com/exdb/publis/pdf/lecun-98b.pdf): mean, scale and
+# condition number of the input. Pearlmutter 1994, *Fast exact multiplication by the Hessian*. Ioffe & Szegedy 2015,
+# [Batch normalization](https://arxiv.org/abs/1502.03167). Lewkowycz et al. 2020, [The large learning rate phase of deep
+# learning: the catapult mechanism](https://arxiv.org/abs/2003.02218). Li et al. 2018, [Visualizing the loss landscape of
+# neural nets](https://arxiv.org/abs/1712.09913).
