@@ -120,6 +120,36 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
         ),
     ),
+    "schedule": Experiment(
+        question="Should the channels double as the image halves? Four schedules at equal FLOPs.",
+        lesson="02_size_and_pooling",
+        source=ablation.Source(images=6_400),
+        vary={"growth": ("flat", "constant", "quadruple", "double")},
+        along={
+            "flat": {"width": 16},
+            "constant": {"width": 27},
+            "quadruple": {"width": 4},
+        },  # no fewer FLOPs than double
+        lrs=WIDE_RATES,
+        claims=(
+            Claim("doubling and halving beats constant width, at equal FLOPs", "double", "constant"),
+            Claim("doubling and halving beats keeping width and image, at equal FLOPs", "double", "flat"),
+            Claim("doubling the channels beats quadrupling them, at equal FLOPs", "double", "quadruple"),
+        ),
+    ),
+    "pooling": Experiment(
+        question="How should the image be halved: by max pooling, once or in every layer, by averages, or by strides?",
+        lesson="02_size_and_pooling",
+        source=ablation.Source(images=6_400),
+        vary={"pool": {"stride": "stride", "average": "average", "max everywhere": "max", "max": "max"}},
+        along={"max everywhere": {"pool_everywhere": True}},  # which pooling, and where: one decision
+        lrs=WIDE_RATES,
+        claims=(
+            Claim("max pooling once is better than in every layer", "max", "max everywhere"),
+            Claim("max pooling is better than average pooling", "max", "average"),
+            Claim("a strided convolution is as good as max pooling", "stride", "max", -0.5 * POINT),
+        ),
+    ),
     "batchnorm": Experiment(
         question="What does batch normalization bring?",
         lesson="03_batch_normalization",
