@@ -25,7 +25,6 @@ MUST = {  # of the README's figures: at least (+) or at most (-)
     "AVX2 only: ratio of the two": +1.3,
     "dropout everywhere: a step against one without": -1.25,
     "probes every 10th step: a run against one without": -1.1,
-    "a sweep, one process a core against one process": +1.7,
 }
 
 

@@ -645,13 +645,14 @@ def condition(matrix):
     return high / low
 
 
-print(f"{'':<10}{'λ_max':>10}   condition number of 9 weights   of 9 weights and bias   (n = {len(sample):,} images)")
+print(f"condition numbers, n = {len(sample):,} images")
+print(f"{'input':<10}{'λ_max':>10}{'9 weights':>14}{'and bias':>14}")
 of_weights, of_both = {}, {}
 for kind in kinds:
     matrix = second_moments(kind)
     of_weights[kind], of_both[kind] = condition(matrix[:9, :9]), condition(matrix)
     highest = torch.linalg.eigvalsh(matrix)[-1]
-    print(f"{kind:<10}{highest:>10,.1f}{of_weights[kind]:>18,.0f}{of_both[kind]:>25,.0f}")
+    print(f"{kind:<10}{highest:>10,.1f}{of_weights[kind]:>14,.0f}{of_both[kind]:>14,.0f}")
 assert abs(of_weights["0-255"] / of_weights["0-1"] - 1) < 1e-4, "a scale alone makes no bowl rounder"
 assert of_weights["per-image"] < of_weights["data set"] < of_weights["0.5-0.5"] < of_weights["0-1"] < 1000
 assert of_both["0-255"] > 100 * of_both["0-1"]
