@@ -724,7 +724,7 @@ for row in claims[claims["experiment"] == "batch_size"].itertuples():
 assert claims[claims["experiment"] == "batch_size"]["verdict"].iloc[0] == "refuted"
 
 # %% [markdown]
-# In batches of two, batch norm keeps up with group norm **here**. Elsewhere it is not: on ImageNet, a ResNet-50 with
+# In batches of two, batch norm keeps up with group norm **here**. Elsewhere it does not: on ImageNet, a ResNet-50 with
 # batch norm makes 10.6 points more errors than one with group norm when there are two images in a batch ([Wu & He
 # 2018](https://arxiv.org/abs/1803.08494)). Network, images and length of training all differ, so this experiment cannot
 # tell why. But it does tell that "batch norm needs large batches" is no law.
