@@ -119,7 +119,7 @@ def printed_by(code: str, root: Path, **env: str) -> str:
             'momentum: float = option(0.8, "Nest',
             "momentum: was 0.9, is 0.8",
         ),
-        ("kernels", "torch.maximum(left, right)", "torch.minimum(left, right)", "'batch' trains otherwise"),
+        ("kernels", "torch.maximum(left, right)", "torch.minimum(left, right)", "trains otherwise: losses were"),
     ],
     ids=["a comment", "a default", "a kernel"],
 )
