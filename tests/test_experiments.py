@@ -222,7 +222,7 @@ def test_damaged_results_are_refused_with_the_remedy(tiny, damage, message):
 
 
 def test_an_unknown_experiment_is_refused():
-    with pytest.raises(ValueError, match="no experiment 'batchnrm': choose one of input, batchnorm"):
+    with pytest.raises(ValueError, match="no experiment 'batchnrm': choose one of input, schedule"):
         experiments.load("batchnrm")
 
 
