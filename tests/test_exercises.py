@@ -191,6 +191,24 @@ def test_half_batch_exercise_refuses_a_whole_batch(capsys):
     assert "8 images at once are too many" in capsys.readouterr().out
 
 
+def test_budget_exercise_measures_size_parameters_flops_and_learning():
+    """Each known mistake breaks another set of the conditions; a network that breaks one is not trained."""
+    exercise = EXERCISES["02.budget"]
+    kept = [exercises.kept_budgets(mistake.answer) for mistake in exercise.mistakes]
+    signs = ["".join("-+"[each] for each in conditions) for conditions in kept]
+    assert signs == ["+-+-", "++--", "+---", "-++-", "+++-"]
+    torch.manual_seed(0)
+    assert exercises.kept_budgets(exercise.right) == [True] * 4
+
+
+def test_budget_exercise_counts_as_torch_does():
+    """8,000 parameters are within the budget, 8,001 are not."""
+    for extra, kept in ((0, True), (1, False)):
+        network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(1, 10))
+        network.register_parameter("spare", torch.nn.Parameter(torch.zeros(8_000 - 20 + extra)))
+        assert exercises.kept_budgets(lambda network=network: network)[1] is kept
+
+
 def test_hints_come_one_at_a_time_and_begin_again(number, capsys):
     for _ in range(3):
         exercises.hint(number)

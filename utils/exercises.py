@@ -5,15 +5,16 @@ import html
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from utils import widgets
+from utils import ablation, train, widgets
 
 
 @dataclass(frozen=True)
@@ -482,6 +483,160 @@ LESSON_01 = {
     ),
 }
 
+# ------------------------------------------------------------------------------------------- 02 Size and pooling
+
+MOST_PARAMETERS, MOST_FLOPS, LEAST_ACCURACY = 8_000, 2_000_000, 0.55  # of the network that "02.budget" asks for
+
+
+def small_network(channels: tuple[int, ...] = (8, 16, 32), strides: tuple[int, ...] = (2, 2, 2)) -> nn.Module:
+    """Return 3×3 convolutions with batch norm and ReLU, the average of each map, and a linear head."""
+    layers: list[nn.Module] = []
+    for c_in, c_out, stride in zip((1, *channels[:-1]), channels, strides, strict=True):
+        layers += [nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels[-1], 10))
+
+
+def kept_budgets(build: Callable[[], nn.Module]) -> list[bool]:
+    """Return whether the network that `build` makes takes 28×28 and 40×40 images, keeps each budget, and learns.
+
+    Raises TypeError when `build` returns no nn.Module.
+    """
+    network = build()
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"one nn.Module should come back, not {type(network).__name__}")
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        fits = network.eval()(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+    parameters = sum(weight.numel() for weight in network.parameters())
+    cheap = [parameters <= MOST_PARAMETERS, counter.get_total_flops() <= MOST_FLOPS]
+    fits = fits and takes(network, 40)
+    return [fits, *cheap, fits and all(cheap) and learned(network) >= LEAST_ACCURACY]
+
+
+def takes(network: nn.Module, size: int) -> bool:
+    """Return whether `network` makes ten numbers of a grey image of size × size."""
+    try:
+        return network(torch.zeros(1, 1, size, size)).shape == (1, 10)
+    except RuntimeError:  # what layers raise for a shape that they cannot take
+        return False
+
+
+def learned(network: nn.Module) -> float:
+    """Return the validation accuracy of `network` after three epochs of 1,280 images; a small one takes a second."""
+    images = ablation.load(ablation.Source(images=1_280))
+    images = replace(images, validation=images.validation[:1_000])
+    recipe = train.Recipe(epochs=3, batch_size=64, lr=0.2, crop_padding=0, flip=False)
+    history = train.fit(network, images, recipe, device="cpu", precision="fp32", progress=False)
+    return history.last("validation", "accuracy")
+
+
+LESSON_02 = {
+    "02.flops": Quiz(
+        "In layer 2 a 3×3 convolution turns 32 channels of 8×8 numbers into as many. In layer 3 one turns 64 channels "
+        "of 4×4 numbers into as many: twice the channels, half the height and half the width. How many "
+        "multiplications does it take, compared with the one in layer 2?",
+        (
+            Option(
+                "half as many, because there are half as many numbers",
+                "There are half as many numbers, but each of them is now a sum over twice as many channels.",
+            ),
+            Option(
+                "as many",
+                "A quarter of the places, twice the channels in, twice the channels out: ¼ · 2 · 2 = 1.",
+                right=True,
+            ),
+            Option(
+                "twice as many, because the channels double",
+                "They double on both sides, in and out, and the places are a quarter.",
+            ),
+            Option(
+                "four times as many, like the parameters",
+                "It has four times the weights, but slides them over a quarter of the places.",
+            ),
+        ),
+    ),
+    "02.one_pixel": Quiz(
+        "Shift an image by one pixel, and a convolution's output shifts by one pixel. So if all validation images move "
+        "one pixel to the right, how many of the network's answers change?",
+        (
+            Option(
+                "none, because convolutions shift along and the average over the map forgets the place",
+                "So it would be without strides; but from a shift by one pixel, every second pixel is another one.",
+            ),
+            Option(
+                "none, because max pooling makes the network invariant to small shifts",
+                "It forgets where in its 2×2 window the largest value was; a shift also moves values between windows.",
+            ),
+            Option(
+                "some of them",
+                "Halving keeps shifts by whole strides only: anything between gives other numbers, and some answers "
+                "tip over.",
+                right=True,
+            ),
+            Option(
+                "nearly all, because the network has learned from centred images only",
+                "It has, but neighbouring shifts look alike to it, and most answers stand.",
+            ),
+        ),
+    ),
+    "02.stack": Exercise(
+        expects="a tuple (C, H, W, parameters) of whole numbers",
+        right=(24, 7, 7, 4712),
+        because="The sizes are 30, 15, 7, 7, and the parameters 1,200 + 32 + 3,456 + 24.",
+        tolerance=1e-6,
+        mistakes=(
+            Mistake((24, 8, 8, 4712), "You rounded up: a window that does not fit any more is left out."),
+            Mistake((24, 5, 5, 4712), "The pooling's window has side 3, but it moves by its stride of 2, not by 3."),
+            Mistake((24, 6, 6, 4712), "One of the two paddings is missing: each adds pixels on both sides."),
+            Mistake((24, 7, 7, 4688), "The second convolution has biases, one for each output channel."),
+            Mistake((24, 7, 7, 4728), "The first convolution has no biases: bias=False."),
+            Mistake((24, 7, 7, 4680), "Batch norm has parameters too: a γ and a β for each channel."),
+            Mistake((24, 7, 7, 4744), "Running mean and variance are buffers: they are kept, but not trained."),
+            Mistake((24, 7, 7, 4696), "Batch norm has two parameters for each channel, γ and β."),
+            Mistake((10, 24, 7, 7), "Asked for are C, H, W and the parameters; the number of images stays out of it."),
+        ),
+        hints=(
+            "Along one side: (length + 2 · padding − kernel) / stride + 1, rounded down. Which layers change it?",
+            "A convolution has kernel · kernel · channels in · channels out weights, and channels out biases if any.",
+            "Which of the five layers have something to learn? For each of them, print its .parameters() in your mind.",
+        ),
+    ),
+    "02.budget": Exercise(
+        expects="a function without arguments that returns an nn.Module, N×1×28×28 → N×10",
+        right=small_network,
+        because="Few channels while the maps are large, more as they shrink: both budgets are kept, and it learns.",
+        mistakes=(
+            Mistake(
+                partial(small_network, (8, 16, 64, 64), (2, 2, 2, 1)),
+                "Too many parameters: a 3×3 convolution has 9 · channels in · channels out; where are most of yours?",
+            ),
+            Mistake(
+                partial(small_network, (16, 16), (1, 1)),
+                "Too many FLOPs: every weight is used at every place; make the maps smaller early.",
+            ),
+            Mistake(
+                partial(small_network, (32, 64, 64), (1, 2, 1)),
+                "Too many parameters and too many FLOPs: fewer channels help with both.",
+            ),
+            Mistake(
+                lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
+                "It takes images of 28×28 only: average each channel over its map before the linear head.",
+            ),
+            Mistake(
+                partial(small_network, (2,), (2,)),
+                "It keeps both budgets but hardly learns: it may spend more of them, on channels and on layers.",
+            ),
+        ),
+        hints=(
+            "The course's way: halve the maps by strides or pooling, and double the channels as you do.",
+            "End with nn.AdaptiveAvgPool2d(1), nn.Flatten() and a linear layer: then any image size will do.",
+            "Three convolutions are enough. Begin with few channels, and count as you go: "
+            "sum(weight.numel() for weight in network.parameters()).",
+        ),
+        measure=kept_budgets,
+    ),
+}
+
 # --------------------------------------------------------------------------------------- 03 Batch normalization
 
 
@@ -619,4 +774,4 @@ LESSON_03 = {
     ),
 }
 
-REGISTRY: dict[str, Quiz | Exercise] = {**LESSON_00, **LESSON_01, **LESSON_03}
+REGISTRY: dict[str, Quiz | Exercise] = {**LESSON_00, **LESSON_01, **LESSON_02, **LESSON_03}

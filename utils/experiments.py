@@ -137,6 +137,15 @@ EXPERIMENTS: dict[str, Experiment] = {
             Claim("doubling the channels beats quadrupling them, at equal FLOPs", "double", "quadruple"),
         ),
     ),
+    "schedule_time": Experiment(
+        question="Should the channels double as the image halves? Doubling and constant width at equal time.",
+        lesson="02_size_and_pooling",
+        source=ablation.Source(images=6_400),  # as "schedule"
+        vary={"growth": ("constant", "double")},
+        along={"constant": {"width": 32}},  # on a CPU with bf16 instructions, 32 channels take no longer than 27
+        lrs=WIDE_RATES,
+        claims=(Claim("doubling and halving beats constant width, at equal time", "double", "constant"),),
+    ),
     "pooling": Experiment(
         question="How should the image be halved: by max pooling, once or in every layer, by averages, or by strides?",
         lesson="02_size_and_pooling",
