@@ -23,7 +23,7 @@ EXECUTE := --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab train test lint unit lessons notebooks format evidence bench clean setup setup-dev setup-bench
+.PHONY: help lab train test lint unit lessons notebooks handout format evidence bench clean setup setup-dev setup-bench
 
 help:  ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,9 @@ notebooks: setup-dev  ## sync the lessons with their text twins and execute them
 	$(PY) -m ruff format --quiet $(LESSONS)
 	$(PY) -m nbconvert $(EXECUTE) $(LESSONS)
 	$(PY) -m jupytext --quiet --sync $(LESSONS)
+
+handout: setup-dev  ## write the lessons without solutions and outputs into handout/, for a class
+	$(PY) -m nbconvert --to notebook --ClearOutputPreprocessor.enabled=True --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution --output-dir handout $(LESSONS)
 
 format: setup-dev  ## sync the lessons with their text twins, then format all code
 	$(PY) -m jupytext --quiet --sync notebooks/src/*.py

@@ -429,7 +429,23 @@ def cached() -> dict[str, Path]:
     """Return the folders of what can be made again."""
     from utils import ablation
 
-    return {"finished runs": ablation.folder(), "decoded images": files.cache_dir() / "folders"}
+    decoded = files.cache_dir() / "folders"
+    return {"finished runs": ablation.folder(), "rows of sweeps": ablation.sweeps(), "decoded images": decoded}
+
+
+@app.command()
+def compare(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="CSV files of experiments, folders of runs", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="the page to write")] = Path("compare.html"),
+) -> None:
+    """Write one HTML page that compares runs: curves, differences, settings. Without PATHS, of all that there are."""
+    from utils import compare as comparison
+
+    found = comparison.studies(paths)
+    files.write_text(out, comparison.page(found))
+    print(f"wrote {shown(out)}: {', '.join(study.name for study in found)}; open it in a browser")
 
 
 @app.command(hidden=True)

@@ -306,3 +306,23 @@ def test_ctrl_c_ends_a_sweep_with_one_sentence(tmp_path):
     assert process.returncode == 130
     assert "the finished runs are kept, and the same command goes on" in printed
     assert "Traceback" not in errors
+
+
+def test_compare_writes_one_page_of_trained_runs(trained, tmp_path, monkeypatch, capsys):
+    out, _ = trained
+    page = tmp_path / "page.html"
+    status, printed = run(monkeypatch, capsys, "compare", out, "--out", page)
+    assert status == 0, printed
+    assert "page.html: runs; open it in a browser" in printed
+    text = page.read_text(encoding="utf-8")
+    assert '"batch_size":128' in text
+    assert '"validation accuracy":{"x":[1,2]' in text
+
+
+def test_compare_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    for path, words in ((tmp_path / "no.csv", "there is no"), (tmp_path / "empty", "there is nothing to compare")):
+        status, printed = run(monkeypatch, capsys, "compare", path, "--out", tmp_path / "page.html")
+        assert status == 1
+        assert words in printed
+    assert not (tmp_path / "page.html").exists()

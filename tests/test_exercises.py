@@ -1,11 +1,15 @@
 """Quizzes and exercises: each wrong answer has its own hint, no answer raises, and no key is left over."""
 
 import inspect
+import math
 import re
+from functools import partial
 
 import jupytext
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from utils import exercises, files
 from utils.exercises import REGISTRY, Exercise, Mistake, Option, Quiz
@@ -207,6 +211,71 @@ def test_budget_exercise_counts_as_torch_does():
         network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(1, 10))
         network.register_parameter("spare", torch.nn.Parameter(torch.zeros(8_000 - 20 + extra)))
         assert exercises.kept_budgets(lambda network=network: network)[1] is kept
+
+
+def test_gain_exercise_knows_what_can_be_calculated():
+    """A leaky ReLU's gain is √(2 / (1 + slope²)) (He et al. 2015); the other two by quadrature instead of draws."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    squares = [weights @ f(torch.tensor(nodes)).numpy() ** 2 / weights.sum() for f in (F.silu, F.gelu)]
+    expected = [math.sqrt(2 / 1.25), *(square**-0.5 for square in squares)]
+    torch.manual_seed(0)
+    assert exercises.gains_of_three(EXERCISES["05.gain"].right) == pytest.approx(expected, rel=0.01)
+
+
+def scaled_up(network):
+    """PyTorch's default has a gain of 1/√3; times √6 that is He's."""
+    with torch.no_grad():
+        for conv in exercises.convolutions(network):
+            conv.weight.mul_(math.sqrt(6))
+
+
+@pytest.mark.parametrize(
+    "repair",
+    [
+        scaled_up,
+        partial(exercises.he, draw=torch.nn.init.kaiming_uniform_),
+        partial(exercises.he, draw=partial(torch.nn.init.orthogonal_, gain=math.sqrt(2))),
+    ],
+)
+def test_repair_exercise_takes_other_right_answers(repair):
+    assert exercises.check("05.repair", repair) is True
+
+
+def test_repair_exercise_trains_only_what_may_learn(monkeypatch):
+    """The other mistakes are found without training: of what is told here, each has another set of signs."""
+    trained = []
+    monkeypatch.setattr(exercises, "educated", lambda network: trained.append(network) or 0.0)
+    found = [tuple(exercises.revived(mistake.answer)) for mistake in EXERCISES["05.repair"].mistakes]
+    assert len(set(found)) == len(found)
+    assert len(trained) == 1
+
+
+def test_fifty_layers_train_with_one_change_only():
+    plain, recipe = exercises.FIFTY_LAYERS, exercises.FIFTY_LAYERS_RECIPE
+    assert plain.weighted_layers == 50
+    assert not plain.residual
+    assert exercises.trained_accuracy(plain, recipe) < 0.4, "as it is given"
+    assert exercises.one_change({"residual": True}) == "trains"
+    failed = [exercises.one_change(mistake.answer) for mistake in EXERCISES["04.train"].mistakes]
+    assert len(set(failed)) == len(failed), "each mistake is told apart"
+    assert not any("trains" in told for told in failed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "one field and its new value"),
+        ({"residual": True, "lr": 0.1}, "one field and its new value"),
+        ({"epochs": 50}, "epochs stays as it is"),
+        ({"width": 64}, "width stays as it is"),
+        ({"skip": True}, "neither CNNConfig nor Recipe has a field 'skip'"),
+        ({"momentum": 0.5}, r"with momentum=0.5 it reaches \d+% of the training images"),
+        ({"lr": -1.0}, "lr=-1.0: expected a learning rate above 0"),
+    ],
+)
+def test_fifty_layers_refuse_other_changes(change, message):
+    with pytest.raises(ValueError, match=message):
+        exercises.one_change(change)
 
 
 def test_hints_come_one_at_a_time_and_begin_again(number, capsys):

@@ -80,11 +80,18 @@ def test_shipped_rows_are_complete(name, shipped):
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_no_best_rate_of_a_claim_is_at_the_edge_of_its_sweep(name, shipped):
-    """There it could be that a better one was not tried."""
-    experiment, best = experiments.find(name), experiments.load(name).about["best_lr"]
+    """There it could be that a better one was not tried. A variant that learns at no rate at all has no best one."""
+    experiment, results = experiments.find(name), experiments.load(name)
     for variant in {name for claim in experiment.claims for name in (claim.variant, claim.baseline)}:
         rates = experiment.lrs[variant] if isinstance(experiment.lrs, dict) else experiment.lrs
-        assert min(rates) < best[variant] < max(rates), variant
+        inside = min(rates) < results.about["best_lr"][variant] < max(rates)
+        assert inside or highest(results.sweep, variant) < 2 / results.sweep.attrs["num_classes"], variant
+
+
+def highest(sweep, variant: str) -> float:
+    """The highest validation accuracy after any epoch of any run of a variant."""
+    rows = sweep[(sweep["variant"] == variant) & (sweep["split"] == "validation") & (sweep["metric"] == "accuracy")]
+    return rows["value"].max()
 
 
 def test_readme_has_the_table_of_claims_that_the_rows_give(shipped):

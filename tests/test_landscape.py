@@ -199,6 +199,46 @@ def test_direction_of_another_model_is_refused(network, move):
         landscape.moved(network, (1.0, move))
 
 
+def test_filter_normalized_direction_by_hand(network):
+    """Each filter of the draw, divided by its own length and multiplied by that of the model's filter."""
+    move = landscape.filter_normalized(network, seed=7)
+    assert set(move) == {"0.weight", "5.weight"}, "biases and the norm stay"
+    generator = torch.Generator().manual_seed(7)
+    for name, weight in (("0.weight", network[0].weight), ("5.weight", network[5].weight)):
+        draw = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+        for filter_of_move, filter_of_model, d in zip(move[name], weight, draw, strict=True):
+            expected = d / (d**2).sum().sqrt() * (filter_of_model**2).sum().sqrt()
+            torch.testing.assert_close(filter_of_move, expected)
+
+
+def test_filter_normalized_direction_scales_with_each_filter_and_depends_on_the_seed(network):
+    before = landscape.filter_normalized(network, seed=0)
+    with torch.no_grad():
+        network[0].weight[1] *= 10  # what batch norm behind it would undo
+        network[5].weight[2] = 0.0
+    after = landscape.filter_normalized(network, seed=0)
+    torch.testing.assert_close(after["0.weight"][1], 10 * before["0.weight"][1])
+    torch.testing.assert_close(after["0.weight"][0], before["0.weight"][0])
+    assert not after["5.weight"][2].any()
+    other = landscape.filter_normalized(network, seed=1)
+    assert abs(F.cosine_similarity(other["0.weight"].flatten(), after["0.weight"].flatten(), dim=0)) < 0.9
+
+
+def test_filter_normalized_slice_is_the_same_for_rescaled_weights(batch):
+    """Batch norm undoes the scale of the weights, and the direction grows with it: so the slice stays (Li et al.)."""
+    torch.manual_seed(0)
+    model, images, labels = CNN(CNNConfig(width=4)).double(), torch.randn(16, 1, 8, 8).double(), torch.arange(16) % 10
+    x, slices = np.array([-1.0, 0.0, 0.5]), []
+    for _ in range(2):
+        across, up = (landscape.filter_normalized(model, seed) for seed in (0, 1))
+        slices.append(landscape.loss_slice(model, images, labels, across, up, x, x))
+        with torch.no_grad():
+            for block in (block for layer in model.layers for block in layer):
+                block.conv1.weight *= 3
+    np.testing.assert_allclose(slices[1], slices[0], rtol=1e-3)  # not exactly, for the ε of batch norm
+    assert slices[0].std() > 0.05
+
+
 # ------------------------------------------------------------------------------------------- gradient descent on them
 
 X, Y = np.linspace(-2, 2, 9), np.linspace(-1, 1, 7)

@@ -148,10 +148,13 @@ def test_without_residual_the_network_is_a_chain():
     assert not any("shortcut" in name for name in model.state_dict())
 
 
-@pytest.mark.parametrize(("where", "expected"), [("none", 0), ("head", 1), ("everywhere", 5)])
-def test_dropout_stands_where_it_is_asked_for(where, expected):
-    model = CNN(CNNConfig(dropout=0.3 if expected else 0.0, dropout_where=where))
-    assert sum(isinstance(module, nn.Dropout) for module in model.modules()) == expected
+@pytest.mark.parametrize(
+    ("where", "values", "channels"), [("none", 0, 0), ("head", 1, 0), ("everywhere", 5, 0), ("channels", 1, 4)]
+)
+def test_dropout_stands_where_it_is_asked_for(where, values, channels):
+    model = CNN(CNNConfig(dropout=0.0 if where == "none" else 0.3, dropout_where=where))
+    assert sum(isinstance(module, nn.Dropout) for module in model.modules()) == values
+    assert sum(isinstance(module, nn.Dropout2d) for module in model.modules()) == channels
     images = torch.randn(2, 1, 28, 28)
     assert torch.equal(model.eval()(images), model(images))
 

@@ -40,6 +40,7 @@ FLOORS = {
     "experiments": 4,
     "plots": 5,
     "exercises": 5,
+    "compare": 6,
 }
 
 SIDEWAYS = {("train", "checkpoint")}

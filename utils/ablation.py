@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import re
 import threading
 import time
 import warnings
@@ -132,6 +133,7 @@ def run(
     `lr` is one learning rate, several (a sweep), or either for each variant by name; without it the recipe's. On CPUs
     `jobs` processes (None: one a core) of one thread share the work, on a GPU one. Finished runs are kept in
     cache_dir()/runs and not trained again, unless `refresh`. The frame's `attrs` say what the numbers were measured on.
+    The rows stay in cache_dir()/sweeps, too, until a sweep of the same name: `compare` shows them beside the course's.
     Raises ValueError for a field, value, seed or learning rate that is refused, parallel.WorkerLost when a process is
     killed.
     """
@@ -145,7 +147,29 @@ def run(
     frame = frame.assign(place=places).sort_values(["place", "lr", "seed", "step"], kind="stable")
     frame = frame.drop(columns="place").reset_index(drop=True)
     frame.attrs = environment(next(iter(trials.values())))
+    leave(experiment, frame, trials)
     return frame
+
+
+def sweeps() -> Path:
+    """Return the folder of the rows of sweeps, a CSV file and a JSON file for the last one of each name."""
+    return files.cache_dir() / "sweeps"
+
+
+def leave(experiment: str, frame: pd.DataFrame, trials: Mapping[tuple[str, float, int], Trial]) -> None:
+    """Write the rows of a sweep, and what they are rows of, into `sweeps`."""
+    path = sweeps() / re.sub(r"[^\w ,.=+-]", "_", experiment)
+    about = {"variants": settings(trials), "measured_on": frame.attrs}
+    files.write_text(path.with_name(f"{path.name}.json"), json.dumps(about, indent=1) + "\n")
+    files.write_text(path.with_name(f"{path.name}.csv"), frame.to_csv(index=False))
+
+
+def settings(trials: Mapping[tuple[str, float, int], Trial]) -> dict[str, dict[str, Any]]:
+    """Return of each variant in a `plan` all that is the same at whatever learning rate, seed and device."""
+    found = {variant: asdict(trial) for (variant, _, _), trial in trials.items()}
+    for setting in found.values():
+        del setting["device"], setting["precision"], setting["recipe"]["seed"], setting["recipe"]["lr"]
+    return found
 
 
 def plan(

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils import ablation, train, widgets
+from utils import ablation, data, train, widgets
+from utils.model import CNN, CNNConfig
 
 
 @dataclass(frozen=True)
@@ -774,4 +775,536 @@ LESSON_03 = {
     ),
 }
 
-REGISTRY: dict[str, Quiz | Exercise] = {**LESSON_00, **LESSON_01, **LESSON_02, **LESSON_03}
+# -------------------------------------------------------------------------------------- 04 Residual gradient flow
+
+FIFTY_LAYERS = CNNConfig(width=4, depth=24, residual=False)  # the network that "04.train" is about, and its recipe
+FIFTY_LAYERS_RECIPE = train.Recipe(epochs=5, batch_size=32, lr=0.1, crop_padding=0, flip=False)
+TRAINED = 0.5  # training accuracy from which on the network counts as trained; guessing has 0.1
+SLOW = ("width", "growth", "epochs", "batch_size")  # what would make the check take longer
+EXPLAINED = ("scale_residual", "init", "norm", "lr", "clip", "activation")  # fields that do not help, with a mistake
+
+
+def one_change(change: dict[str, Any]) -> str:
+    """Return what comes of the 50-layer plain network after the change {field: value} of its network or its recipe.
+
+    Raises ValueError for anything but one field and its value, or when it is a field that `EXPLAINED` does not have.
+    """
+    if not isinstance(change, dict) or len(change) != 1:
+        raise ValueError("one field and its new value are asked for, no more and no less")
+    [(field, value)] = change.items()
+    if field in SLOW:
+        raise ValueError(f"{field} stays as it is here, or this check would take long")
+    if field == "depth":
+        return "no 50 layers"
+    if field in ablation.names(CNNConfig):
+        accuracy = trained_accuracy(replace(FIFTY_LAYERS, **change), FIFTY_LAYERS_RECIPE)
+    elif field in ablation.names(train.Recipe):
+        accuracy = trained_accuracy(FIFTY_LAYERS, replace(FIFTY_LAYERS_RECIPE, **change))
+    else:
+        raise ValueError(f"neither CNNConfig nor Recipe has a field {field!r}")
+    if accuracy < TRAINED and field not in EXPLAINED:
+        raise ValueError(f"with {field}={value!r} it reaches {accuracy:.0%} of the training images, no more")
+    return "trains" if accuracy >= TRAINED else f"{field} does not help"
+
+
+@cache
+def trained_accuracy(config: CNNConfig, recipe: train.Recipe) -> float:
+    """Return the accuracy on 320 training images in the last epoch, 0 when the loss diverges; takes some seconds."""
+    images = ablation.load(ablation.Source(images=320))
+    images = replace(images, validation=images.validation[:100])
+    torch.manual_seed(0)
+    try:
+        history = train.fit(CNN(config), images, recipe, device="cpu", precision="fp32", progress=False)
+    except train.Diverged:
+        return 0.0
+    return history.last("train", "accuracy")
+
+
+LESSON_04 = {
+    "04.way_back": Quiz(
+        "A plain network of 102 layers, without residual connections, but with batch norm and He's weights. It is not "
+        "trained yet. The loss sends its gradient back, from the last layer to the first. Compared with the last "
+        "block, the gradient that arrives at the first layer is …",
+        (
+            Option(
+                "vanishingly small: it gets lost on the way, as everybody says",
+                "So it would be without batch norm; but batch norm enlarges what the layers before it passed on.",
+            ),
+            Option(
+                "about as large, because batch norm keeps all signals at the same size",
+                "It keeps the activations at the same size, on the way there; nothing does so for the gradient.",
+            ),
+            Option(
+                "about as large, because He's weights keep the variance in both directions",
+                "They do so for ReLU alone; batch norm between the layers overrules whatever size the weights have.",
+            ),
+            Option(
+                "millions of times larger: it explodes",
+                "Each layer enlarges it by about a fifth, and 100 layers do so one after the other.",
+                right=True,
+            ),
+        ),
+    ),
+    "04.remove_block": Quiz(
+        "Two trained networks of 22 layers, one residual, one plain. From each you remove one block of two "
+        "convolutions: what came in now goes on to the next block. Nothing is trained again. What happens to the "
+        "accuracy?",
+        (
+            Option(
+                "both fall to guessing: each layer needs what the layer before it has made",
+                "So it is for the plain network; a residual block only adds something to what is passed on anyway.",
+            ),
+            Option(
+                "both stay about the same: one block of ten is not much",
+                "In the plain network there is no way around the block, and the next one gets what it has never seen.",
+            ),
+            Option(
+                "the residual one stays about the same, the plain one falls far",
+                "Half of all paths through the residual network go around the block, and they are still there.",
+                right=True,
+            ),
+            Option(
+                "the residual one falls far, because its blocks were trained to work together",
+                "They were trained together, but each adds a little to the sum: the sum stays about the same.",
+            ),
+        ),
+    ),
+    "04.profiles": Exercise(
+        expects="a tuple of three numbers from 1 to 4, for A, B and C",
+        right=(3, 2, 1),
+        because="The two that grow differ in the weights' gradients: these are also large where the activations are.",
+        mistakes=(
+            Mistake(
+                (2, 3, 1),
+                "A and B both explode, but look at the weights: without a norm the activations grow towards the "
+                "output, and a weight's gradient is activation times gradient.",
+            ),
+            Mistake(
+                (3, 1, 2),
+                "You read the axis the wrong way round: the gradient starts at the output, on the right.",
+            ),
+            Mistake((1, 1, 1), "Not all that is deep and plain vanishes, and two of these grow on their way back."),
+            Mistake(
+                (3, 2, 4),
+                "C loses its gradient on the way: with residual connections and batch norm it would arrive.",
+            ),
+            Mistake(
+                (4, 2, 1),
+                "The weights' gradients of A are in the thousands at both ends: batch norm would keep the activations, "
+                "and with them these gradients, small.",
+            ),
+        ),
+        hints=(
+            "Start on the right, where the gradient starts, and go left: which of them grow, which shrink?",
+            "Which network keeps its activations at one size, whatever the depth? And which lets them grow?",
+            "The gradient of a weight is large where the activations that come in are large, or the gradient that "
+            "comes back is, or both.",
+        ),
+        tolerance=1e-6,
+    ),
+    "04.train": Exercise(
+        expects='one field of CNNConfig or Recipe and its new value, such as {"lr": 0.03}',
+        right={"residual": True},
+        because="With a way around each block, the same 50 layers train at the same rate, on the same images.",
+        mistakes=(
+            Mistake(
+                {"init": "default"},
+                "Not the initial weights: batch norm takes their size out again, and the gradient grows as before.",
+            ),
+            Mistake(
+                {"norm": "none"},
+                "Another norm, or none, makes the gradient grow less or vanish; 50 layers one after the other still "
+                "garble it.",
+            ),
+            Mistake(
+                {"lr": 0.01},
+                "Not the learning rate: where the gradient of one place says nothing about the next, no step is short "
+                "enough to be useful.",
+            ),
+            Mistake(
+                {"clip": 1.0},
+                "Clipping makes an exploding gradient shorter, but it keeps the direction: that is what is wrong.",
+            ),
+            Mistake(
+                {"activation": "tanh"},
+                "Another activation bends the signals less and helps a little; all 50 layers still stand in a row.",
+            ),
+            Mistake({"scale_residual": False}, "There are no residual branches yet whose size it could change."),
+            Mistake({"depth": 4}, "Then it is no network of 50 layers any more: the task is to keep them."),
+        ),
+        hints=(
+            "The network is plain, has batch norm and He's weights. What happens to its gradient on the way back?",
+            "The size of the gradient is not all: neighbouring places must have similar gradients.",
+            "Which field of CNNConfig gives the gradient a way around each block?",
+        ),
+        measure=one_change,
+    ),
+}
+
+# ------------------------------------------------------------------------------- 05 Dropout and initialization
+
+
+def gain_of(
+    activation: Callable[[Tensor], Tensor],
+    *,
+    sample: Callable[[int], Tensor] = torch.randn,
+    size: Callable[[Tensor], Tensor] = lambda out: out.pow(2).mean().sqrt(),
+    inverse: bool = True,
+) -> float:
+    """Return the gain that keeps the mean square through `activation`; the options are what one can get wrong."""
+    measured = size(activation(sample(200_000)).double()).item()
+    return 1 / measured if inverse else measured
+
+
+def gains_of_three(function: Callable[[Callable[[Tensor], Tensor]], float]) -> list[float]:
+    """Return the gains that `function` finds for a leaky ReLU of slope 0.5, for SiLU, and for GELU."""
+    leaky = partial(F.leaky_relu, negative_slope=0.5)
+    return [float(function(activation)) for activation in (leaky, F.silu, F.gelu)]
+
+
+PATIENT = CNNConfig(width=8, depth=6, residual=False, norm="none", init="default")  # of "05.repair", and its treatment
+TREATMENT = train.Recipe(epochs=2, batch_size=32, lr=0.03, clip=1.0, crop_padding=0, flip=False)
+REVIVED = 0.5  # validation accuracy from which on it counts as alive; guessing has 0.1
+VANISHED, LOST, EXPLODED = 1e-2, 1e-6, 1e2  # of what distinguishes images, from the first convolution to the last
+
+
+def convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    """Return the convolutions of `network`, in its order."""
+    return [part for part in network.modules() if isinstance(part, nn.Conv2d)]
+
+
+def he(network: nn.Module, draw: Callable[[Tensor], Any] = nn.init.kaiming_normal_) -> None:
+    """Draw the weights of all convolutions anew, by default as He et al. (2015) do for ReLU, without biases."""
+    for conv in convolutions(network):
+        draw(conv.weight)
+        nn.init.zeros_(conv.bias)
+
+
+def he_first_only(network: nn.Module) -> None:
+    """Draw only the first convolution's weights anew."""
+    nn.init.kaiming_normal_(convolutions(network)[0].weight)
+
+
+def with_batch_norm(network: nn.Module) -> None:
+    """Put batch norm where there was none."""
+    for layer in network.layers:
+        for block in layer:
+            block.norm1, block.norm2 = (nn.BatchNorm2d(block.conv1.out_channels) for _ in range(2))
+
+
+def revived(repair: Callable[[nn.Module], Any]) -> list[float]:
+    """Return what `repair` made of the 14-layer plain network.
+
+    That is: whether its layers are those of before, whether none (0), some (0.5) or all (1) convolutions changed,
+    whether their kernels differ, what its signal is like, and whether it learns.
+
+    The signal: 0 well, -1 vanished, -2 lost, 1 exploded. What fails ends the examination, and the rest counts as 0.
+    """
+    network = CNN(PATIENT)
+    before, weights = layout(network), [conv.weight.clone() for conv in convolutions(network)]
+    repair(network)
+    if layout(network) != before:
+        return [0.0, 0.0, 0.0, 0.0, 0.0]
+    pairs = list(zip(convolutions(network), weights, strict=True))
+    moved = [not torch.equal(conv.weight, old) for conv, old in pairs]
+    changed = (any(moved) + all(moved)) / 2  # 0: none of them, 1: all
+    differ = all(conv.weight.std(0).max() > 0 for conv in convolutions(network))
+    signal = signal_class(network) if changed == 1 and differ else 0
+    alive = changed == 1 and differ and signal == 0 and educated(network) >= REVIVED
+    return [1.0, changed, float(differ), float(signal), float(alive)]
+
+
+def layout(network: nn.Module) -> list[tuple[str, type, tuple]]:
+    """Return the name, the type and the shape of the weight of each part of `network`."""
+    parts = [(name, type(part), getattr(part, "weight", None)) for name, part in network.named_modules()]
+    return [(name, kind, tuple(weight.shape) if isinstance(weight, Tensor) else ()) for name, kind, weight in parts]
+
+
+@torch.no_grad()
+def signal_class(network: nn.Module) -> int:
+    """Return what becomes of the differences between images, from the first convolution to the last; see `revived`."""
+    spreads = []
+    hooks = [
+        conv.register_forward_hook(lambda conv, _, out: spreads.append(float(out.var(0).mean().sqrt())))
+        for conv in convolutions(network)
+    ]
+    network(patients().train.images[:64] / 128 - 1)
+    for hook in hooks:
+        hook.remove()
+    ratio = spreads[-1] / spreads[0] if spreads[0] > 0 else 0.0
+    return 0 if VANISHED <= ratio <= EXPLODED else 1 if not ratio <= EXPLODED else -1 if ratio > LOST else -2
+
+
+def patients() -> data.ImageData:
+    """Return the images of "05.repair": 1,280 to train on, and 500."""
+    images = ablation.load(ablation.Source(images=1_280))
+    return replace(images, validation=images.validation[:500])
+
+
+def educated(network: nn.Module) -> float:
+    """Return the validation accuracy of `network` after its treatment, 0 when the loss diverges; takes a second."""
+    try:
+        history = train.fit(network, patients(), TREATMENT, device="cpu", precision="fp32", progress=False)
+    except train.Diverged:
+        return 0.0
+    return history.last("validation", "accuracy")
+
+
+LESSON_05 = {
+    "05.shift": Quiz(
+        "In training a network drops half of the values and doubles those it keeps. A convolution follows, and then "
+        "batch norm, which stores the variance that it sees. In `.eval()` mode nothing is dropped. Compared with the "
+        "stored variance, the variance that arrives is …",
+        (
+            Option(
+                "the same: kept values are doubled to make up for the dropped ones",
+                "That makes up for the mean; around it, a value that is 0 or doubled varies more than one that stays.",
+            ),
+            Option(
+                "smaller",
+                "In training the masks' noise comes on top of what the images differ by; in evaluation it is gone.",
+                right=True,
+            ),
+            Option(
+                "larger: no value is zero any more",
+                "Twice as many values arrive, but each is half as large as the kept ones were.",
+            ),
+            Option(
+                "the same: batch norm brings every variance to 1",
+                "It divides by the stored one in evaluation; it does not look at what arrives.",
+            ),
+        ),
+    ),
+    "05.layers": Quiz(
+        "PyTorch's `nn.Conv2d` draws weights of variance 1/(3 · fan-in). From layer to layer of a plain network with "
+        "ReLUs, the mean square of the signal …",
+        (
+            Option(
+                "stays as it is: that is what an initialization is for",
+                "It is what He's is for, with a variance of 2/fan-in.",
+            ),
+            Option(
+                "shrinks to a third",
+                "So it would without the ReLUs; each of them takes away the negative half as well.",
+            ),
+            Option(
+                "shrinks to a sixth",
+                "A third by the weights, and a half of that by the ReLU.",
+                right=True,
+            ),
+            Option(
+                "grows, because each value is a sum over hundreds of inputs",
+                "The fan-in in the variance makes up for their number.",
+            ),
+        ),
+    ),
+    "05.with_norm": Quiz(
+        "Two networks with batch norm behind every convolution. In the second one, all convolutions begin with weights "
+        "that are 10 times as large. Both are trained with the same learning rate. What happens?",
+        (
+            Option(
+                "the second one explodes: 10 times in every layer",
+                "Batch norm divides each factor of 10 out again: before the first step, the logits are the same.",
+            ),
+            Option(
+                "nothing: they train alike",
+                "They begin alike; but the gradient by larger weights is smaller, and the same step is a smaller share "
+                "of them.",
+            ),
+            Option(
+                "the second one's convolutions learn as if their learning rate were 100 times smaller",
+                "The gradient is 10 times smaller, and the weights are 10 times larger: as a share, 100 times less.",
+                right=True,
+            ),
+            Option(
+                "the second one's convolutions learn as if their learning rate were 10 times larger",
+                "The other way round: what is scaled up has a smaller gradient, for its scale cancels.",
+            ),
+        ),
+    ),
+    "05.gain": Exercise(
+        expects="a function f(activation) that returns a number, from many draws",
+        right=gain_of,
+        because="What the activation leaves of a mean square of 1, the weights make up for.",
+        mistakes=(
+            Mistake(
+                partial(gain_of, size=lambda out: out.pow(2).mean()),
+                "That is g², which multiplies the mean square: the gain multiplies the weights themselves.",
+            ),
+            Mistake(
+                partial(gain_of, size=torch.std),
+                "You keep the variance, without the mean: but the next layer adds up squares, the mean's included.",
+            ),
+            Mistake(
+                partial(gain_of, inverse=False),
+                "That is what the activation leaves; the weights have to undo it.",
+            ),
+            Mistake(
+                partial(gain_of, size=lambda out: out.abs().mean()),
+                "A mean of absolute values is not what adds up over independent weights: their squares do.",
+            ),
+            Mistake(
+                partial(gain_of, sample=torch.rand),
+                "torch.rand draws from 0 to 1: a unit's input is as often negative as positive, and normal.",
+            ),
+            Mistake(
+                lambda activation: math.sqrt(2),
+                "That is ReLU's, whatever the activation: these leave more or less than one half.",
+            ),
+        ),
+        hints=(
+            "Draw many numbers z from a normal distribution (100,000 or more), and pass them through the activation.",
+            "What is the mean of their squares afterwards? Before it was 1.",
+            "The weights multiply the mean square by g². Which g brings it back to 1?",
+        ),
+        measure=gains_of_three,
+        tolerance=0.02,
+    ),
+    "05.repair": Exercise(
+        expects="a function f(network) that changes the weights of its convolutions in place",
+        right=he,
+        because="Now each layer hands on about as much as it gets, forwards and backwards, and the network learns.",
+        mistakes=(
+            Mistake(
+                lambda network: None,
+                "Its weights are as they were: functions of nn.init whose names end in _ change a tensor in place.",
+            ),
+            Mistake(
+                he_first_only,
+                "Only some of its convolutions have changed: the signal shrinks in each of them.",
+            ),
+            Mistake(
+                partial(he, draw=nn.init.xavier_normal_),
+                "The signal still vanishes: this gain suits layers without ReLU, which takes half of the mean square.",
+            ),
+            Mistake(
+                partial(he, draw=partial(nn.init.normal_, std=0.01)),
+                "Nothing arrives at the last layer: a standard deviation has to go with 1/√fan_in, whatever the layer.",
+            ),
+            Mistake(
+                partial(he, draw=partial(nn.init.normal_, std=1.0)),
+                "The signal explodes: each value is a sum over fan_in inputs, and grows with √fan_in.",
+            ),
+            Mistake(
+                partial(he, draw=partial(nn.init.constant_, val=0.02)),
+                "All kernels of a layer are equal: they get equal gradients, and stay equal for ever.",
+            ),
+            Mistake(
+                partial(he, draw=partial(nn.init.kaiming_normal_, mode="fan_out")),
+                "Something arrives, but too little to learn from it in time: where the channels double, the fan-out is "
+                "larger than the fan-in, and forwards the fan-in alone counts.",
+            ),
+            Mistake(
+                with_batch_norm,
+                "Its layers are others now: batch norm would help, but here the weights alone have to do it.",
+            ),
+        ),
+        hints=(
+            "network.modules() gives all its parts; those that are an nn.Conv2d have a weight and a bias.",
+            "By what does a layer of this network multiply the mean square, and by what should it?",
+            "torch.nn.init has a function for ReLU networks, named after Kaiming He; its default is the right mode.",
+        ),
+        measure=revived,
+    ),
+}
+
+# ------------------------------------------------------------------------------------------- 08 Ablations compared
+
+PAIRS = ((90.1, 89.7, 90.6, 90.0, 90.9, 89.9, 90.4), (89.9, 88.8, 90.1, 89.9, 89.9, 89.2, 89.8))  # percent, a seed each
+
+
+def judged_pairs(sign: int = 1, quantile: float = 2.4469, margin: float = 0.5, of_mean: bool = True) -> tuple:
+    """Return the 95 % interval of the difference of PAIRS and the verdict; the options are what one can get wrong."""
+    d = torch.tensor(PAIRS[0], dtype=torch.float64) - torch.tensor(PAIRS[1], dtype=torch.float64)
+    half = quantile * d.std().item() / (len(d) ** 0.5 if of_mean else 1)
+    low, high = sign * d.mean().item() - half, sign * d.mean().item() + half
+    return low, high, "supported" if low > margin else "refuted" if high < margin else "inconclusive"
+
+
+def unpaired() -> tuple:
+    """Return what `judged_pairs` does when the pairs are taken for two groups of runs that share nothing."""
+    a, b = (torch.tensor(values, dtype=torch.float64) for values in PAIRS)
+    half = 2.1788 * ((a.var() + b.var()) / len(a)).sqrt().item()  # t of 12 degrees of freedom
+    return (a.mean() - b.mean()).item() - half, (a.mean() - b.mean()).item() + half, "inconclusive"
+
+
+def to_two_digits(answer: tuple) -> tuple:
+    """Return low and high to two digits, and the verdict in small letters."""
+    low, high, verdict = answer
+    return round(float(low), 2), round(float(high), 2), str(verdict).strip().lower()
+
+
+LESSON_08 = {
+    "08.largest": Quiz(
+        "Which decision makes the largest difference to accuracy, each variant at its own best learning rate?",
+        (
+            Option(
+                "doubling the channels from layer to layer, in place of keeping them constant",
+                "At equal FLOPs that hardly makes a difference in these networks.",
+            ),
+            Option(
+                "batch normalization, in the network of ten layers with He initialization",
+                "It helps, by a few points: He initialization has done a good part of its work already.",
+            ),
+            Option(
+                "residual connections, in a network of 58 layers",
+                "Without them it hardly trains at all: by far the largest difference of the course.",
+                right=True,
+            ),
+            Option(
+                "dropout, on a small training set",
+                "Its effect is small in such short runs, and even ten seeds do not always tell.",
+            ),
+        ),
+    ),
+    "08.verdict": Exercise(
+        expects='a tuple (low, high, verdict), two numbers and "supported", "refuted" or "inconclusive"',
+        right=judged_pairs(),
+        because="The interval holds the margin of half a point: these seeds cannot tell, although zero lies outside.",
+        mistakes=(
+            Mistake(
+                (*judged_pairs()[:2], "supported"), "Zero is outside of the interval, but the margin is half a point."
+            ),
+            Mistake(judged_pairs(quantile=1.96), "1.96 is the normal quantile: with seven pairs, t is larger."),
+            Mistake(judged_pairs(quantile=2.3646), "Seven differences leave six degrees of freedom, not seven."),
+            Mistake(
+                judged_pairs(of_mean=False), "That is where single differences lie; their mean varies by 1/√n of it."
+            ),
+            Mistake(unpaired(), "You took two groups: the same seed makes a pair, so take the differences first."),
+            Mistake(judged_pairs(sign=-1), "Asked for is first − second: above zero where the first is better."),
+        ),
+        hints=(
+            "Take the seven differences first, a seed each. Their mean is the middle of the interval.",
+            "Half of its length is t · s / √n. Which s has pandas' .std()? How many degrees of freedom has t?",
+            "Compare both ends with the margin, not with zero: if it lies between them, nothing is decided.",
+        ),
+        measure=to_two_digits,
+    ),
+    "08.seeds": Exercise(
+        expects="a whole number",
+        right=18,
+        because="With 18 pairs t is 2.11, and 2.11 · 0.4 / √18 is just below 0.2; with 17 it is not.",
+        tolerance=1e-6,
+        mistakes=(
+            Mistake(16, "That is so with the normal quantile 1.96; Student's t is larger, and falls with n."),
+            Mistake(4, "The interval is t standard errors long on either side: you took one."),
+            Mistake(64, "Asked for is half of the interval, to either side of the mean, not all of it."),
+            Mistake(5, "√n stands under s: square, in the end, what you have found for it."),
+        ),
+        hints=(
+            "Half of the interval is t · s / √n. Everything but t and n is given.",
+            "t depends on n, so try: for n in itertools.count(2), until it is short enough.",
+            "scipy.stats.t.ppf(0.975, n - 1) is t.",
+        ),
+    ),
+}
+
+REGISTRY: dict[str, Quiz | Exercise] = {
+    **LESSON_00,
+    **LESSON_01,
+    **LESSON_02,
+    **LESSON_03,
+    **LESSON_04,
+    **LESSON_05,
+    **LESSON_08,
+}

@@ -9,7 +9,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from utils import ablation, evidence, files
-from utils.model import CNNConfig
+from utils.model import PLACES, CNNConfig
 from utils.train import Recipe
 
 POINT = 0.01  # of accuracy
@@ -92,6 +92,12 @@ class Results:
 NORMS = {"batch norm": "batch", "no norm": "none"}
 INPUTS = ("data set", "per-image", "0.5-0.5", "0-255", "0-1")
 WIDE_RATES, TINY_RATES = (0.03, 0.1, 0.3, 1.0, 3.0), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
+LOW_RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+DEPTHS = {"10 layers": 4, "22 layers": 10, "58 layers": 28, "102 layers": 50}
+GAINS = {"he": "he", "xavier": "xavier", "default": "default", "too small": 0.3, "too large": 5.0}  # He's is 1.41
+
+LONG, FEW = replace(SHORT, epochs=16), ablation.Source(images=3_000)  # many times over few images: they overfit
 
 BATCHES = {"2 images": 2, "8 images": 8, "32 images": 32, "256 images": 256}
 BATCH_RATES = {
@@ -189,8 +195,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         lesson="04_residual_gradient_flow",
         base=CNNConfig(width=8),
         source=ablation.Source(images=6_400),
-        vary={"residual": (True, False), "depth": {"10 layers": 4, "58 layers": 28}},
-        lrs=(0.01, 0.03, 0.1, 0.3, 1.0),
+        vary={"residual": (True, False), "depth": DEPTHS},
+        lrs={f"{kind}, {layers}": LOW_RATES for kind in ("residual", "plain") for layers in DEPTHS}
+        | {"plain, 102 layers": (0.001, 0.003, *LOW_RATES)},
         claims=(
             Claim(
                 "58 layers do not train without residual connections",
@@ -199,26 +206,99 @@ EXPERIMENTS: dict[str, Experiment] = {
                 5 * POINT,
                 "train accuracy",
             ),
+            Claim(
+                "102 layers do not train without residual connections",
+                "residual, 102 layers",
+                "plain, 102 layers",
+                5 * POINT,
+                "train accuracy",
+            ),
             Claim("residual connections help 10 layers too", "residual, 10 layers", "plain, 10 layers"),
+            Claim(
+                "without residual connections, 22 layers fit the training images worse than 10",
+                "plain, 10 layers",
+                "plain, 22 layers",
+                metric="train accuracy",
+            ),
+            Claim(
+                "with residual connections, 102 layers are as good as 10",
+                "residual, 102 layers",
+                "residual, 10 layers",
+                -0.5 * POINT,
+            ),
+        ),
+    ),
+    "residual_no_norm": Experiment(
+        question="And without batch norm: from which depth on does a network need residual connections?",
+        lesson="04_residual_gradient_flow",
+        base=CNNConfig(width=8, norm="none"),
+        source=ablation.Source(images=6_400),
+        vary={"residual": (True, False), "depth": DEPTHS},
+        lrs=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+        seeds=tuple(range(5)),
+        claims=(
+            Claim(
+                "58 layers do not train without residual connections, without batch norm either",
+                "residual, 58 layers",
+                "plain, 58 layers",
+                5 * POINT,
+                "train accuracy",
+            ),
         ),
     ),
     "dropout": Experiment(
-        question="Where does dropout help, when images are few?",
+        question="Where does dropout help, when images are few? With batch norm, and without.",
         lesson="05_dropout_and_initialization",
         base=replace(SMALL, dropout=0.2, dropout_where="head"),
-        recipe=replace(SHORT, epochs=16),
-        source=ablation.Source(images=3_000),
-        vary={"dropout_where": ("everywhere", "head", "none")},
+        recipe=LONG,
+        source=FEW,
+        vary={"dropout_where": ("everywhere", "channels", "head", "none"), "norm": NORMS},
+        lrs={f"{where}, batch norm": WIDE_RATES[1:] for where in PLACES}
+        | {f"{where}, no norm": (0.01, 0.03, 0.1, 0.3) for where in PLACES},
         claims=(
-            Claim("dropout before the linear head helps", "head", "none"),
-            Claim("dropout everywhere helps", "everywhere", "none"),
-            Claim("dropout everywhere helps more than in the head alone", "everywhere", "head"),
+            Claim("dropout before the linear head helps", "head, batch norm", "none, batch norm"),
+            Claim("dropout everywhere helps", "everywhere, batch norm", "none, batch norm"),
+            Claim("dropout everywhere helps more than in the head alone", "everywhere, batch norm", "head, batch norm"),
+            Claim("dropout everywhere helps, without batch norm", "everywhere, no norm", "none, no norm"),
         ),
     ),
-    "init": Experiment(
-        question="He, Xavier, or PyTorch's default?",
+    "dropout_rate": Experiment(
+        question='How much dropout, when images are few? ("dropout" has 0.2.)',
         lesson="05_dropout_and_initialization",
-        vary={"init": ("he", "xavier", "default"), "norm": NORMS},
+        base=replace(SMALL, dropout=0.2, dropout_where="head"),
+        recipe=LONG,
+        source=FEW,
+        vary={
+            "dropout_where": ("everywhere", "channels", "head"),
+            "dropout": {"rate 0.1": 0.1, "rate 0.5": 0.5},
+        },
+        lrs=WIDE_RATES[1:],
+        tuning_seeds=(100,),
+        seeds=tuple(range(5)),
+        claims=(Claim("before the head, dropping half beats dropping a tenth", "head, rate 0.5", "head, rate 0.1"),),
+    ),
+    "dropout_full": Experiment(
+        question="Where does dropout help, when images are many, and each is seen once?",
+        lesson="05_dropout_and_initialization",
+        base=replace(SMALL, dropout=0.2, dropout_where="head"),
+        recipe=replace(SHORT, epochs=1),
+        source=ablation.Source(),
+        vary={"dropout_where": ("everywhere", "head", "none")},
+        lrs=WIDE_RATES[1:],
+        tuning_seeds=(100,),
+        claims=(Claim("dropout everywhere helps, with all training images", "everywhere", "none"),),
+    ),
+    "init": Experiment(
+        question="He, Xavier, or PyTorch's default? And weights that are too small or too large?",
+        lesson="05_dropout_and_initialization",
+        vary={"init": GAINS, "norm": NORMS},
+        lrs={f"{init}, {norm}": RATES for init in ("he", "xavier", "default") for norm in NORMS}
+        | {
+            "too small, batch norm": (0.003, 0.01, 0.03, 0.1, 0.3),
+            "too small, no norm": (0.03, 0.1, 0.3, 1.0, 3.0),
+            "too large, batch norm": (0.1, 0.3, 1.0, 3.0, 10.0),
+            "too large, no norm": TINY_RATES,
+        },
         claims=(
             Claim("He initialization beats PyTorch's default, without batch norm", "he, no norm", "default, no norm"),
             Claim("He initialization beats Xavier's, without batch norm", "he, no norm", "xavier, no norm"),
@@ -231,6 +311,12 @@ EXPERIMENTS: dict[str, Experiment] = {
                 "default, no norm",
                 5 * POINT,
                 "train accuracy",
+            ),
+            Claim(
+                "with batch norm, weights that start 3.5 times too large do no harm",
+                "too large, batch norm",
+                "he, batch norm",
+                -0.5 * POINT,
             ),
         ),
     ),
@@ -268,10 +354,7 @@ def measure(
 
 def declared(experiment: Experiment) -> dict[str, Any]:
     """Return what decides an experiment's rows and verdicts but for the code, as JSON has it."""
-    trials = ablation.plan(seeds=[0], **experiment.options())
-    settings = {variant: asdict(trial) for (variant, _, _), trial in trials.items()}
-    for setting in settings.values():
-        del setting["device"], setting["precision"], setting["recipe"]["seed"], setting["recipe"]["lr"]
+    settings = ablation.settings(ablation.plan(seeds=[0], **experiment.options()))
     stages = {"tuning_seeds": experiment.tuning_seeds, "seeds": experiment.seeds, "lrs": experiment.lrs}
     claims = [[claim.variant, claim.baseline, claim.metric, claim.margin] for claim in experiment.claims]
     return json.loads(json.dumps({"variants": settings, **stages, "claims": claims}))
@@ -292,7 +375,10 @@ def fingerprints(experiment: Experiment) -> dict[str, dict[str, list[float]]]:
 
 
 def fingerprint(trial: ablation.Trial) -> list[float]:
-    """Return the training and the validation loss of an epoch of 1,024 images: what the code does, in two numbers."""
+    """Return the training and the validation loss of an epoch of 1,024 images: what the code does, in two numbers.
+
+    They are infinite for a run that diverges.
+    """
     images = ablation.load(replace(trial.source, images=FINGERPRINT_IMAGES))
     images = replace(images, validation=images.validation[:512])
     threads = torch.get_num_threads()
@@ -302,7 +388,7 @@ def fingerprint(trial: ablation.Trial) -> list[float]:
     finally:
         torch.set_num_threads(threads)
     losses = {split: value for _, _, split, metric, value, _ in rows if metric == "loss"}
-    return [losses["train"], losses["validation"]]
+    return [losses.get("train", math.inf), losses.get("validation", math.inf)]
 
 
 def stale(name: str) -> list[str]:

@@ -80,6 +80,26 @@ def direction(model: nn.Module, vector: Tensor) -> dict[str, Tensor]:
     return {name: part.view_as(named[name]) for name, part in zip(named, vector.split(sizes), strict=True)}
 
 
+def filter_normalized(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Return a random Direction whose every filter is as long as the model's (H. Li et al. 2018, section 4).
+
+    A filter is what makes one output: weight[i] of a convolution or linear layer. A step of length 1 so changes all of
+    them by as much as they are, and networks whose weights differ in scale can be compared. Biases and the parameters
+    of norms stay, as in the paper's figures. The same `seed` gives the same draw, whatever the weights are.
+    """
+    generator, steps = torch.Generator().manual_seed(seed), {}
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            draw = torch.randn(weight.shape, generator=generator, dtype=torch.float64)  # out×in×k×k or out×in
+            steps[name] = (draw * filter_norms(weight.detach().cpu().double()) / filter_norms(draw)).to(weight)
+    return steps
+
+
+def filter_norms(weight: Tensor) -> Tensor:
+    """Return the Frobenius norm of each weight[i], in a shape that `weight` can be divided by."""
+    return torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)), keepdim=True)
+
+
 def moved(model: nn.Module, *moves: tuple[float, Direction]) -> nn.Module:
     """Return a copy of `model` whose weights are w + Σ distance · direction over the (distance, direction) in `moves`.
 

@@ -14,7 +14,7 @@ from utils.kernels import Conv2d, Dropout, MaxPool2d
 
 ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU, "gelu": nn.GELU, "tanh": nn.Tanh}
 NORMS = ("batch", "layer", "group", "none")
-PLACES = ("none", "head", "everywhere")
+PLACES = ("none", "head", "everywhere", "channels")
 POOLS = ("max", "average", "stride")
 GROWTHS = {"double": 2, "quadruple": 4, "constant": 1, "flat": 1}  # channels of a layer for one of the layer before
 INITS = ("he", "xavier", "default")
@@ -42,7 +42,10 @@ class CNNConfig:
     residual: bool = option(True, "add each block's input to its output (He et al. 2015)")
     norm: str = option("batch", "normalization: batch, layer, group or none")
     dropout: float = option(0.0, "share of values that dropout sets to zero")
-    dropout_where: str = option("none", "where dropout acts: none, head or everywhere (in each block, and the head)")
+    dropout_where: str = option(
+        "none",
+        "where dropout acts: none, head, everywhere (in each block, and the head), or channels (of whole maps)",
+    )
     init: str | float = option("he", "initial weights: he, xavier, default (PyTorch's), or the gain as a number")
     scale_residual: bool = option(True, "start a layer's n residual branches at 1/n, so that any depth trains")
     pool: str = option("max", "how the stem halves the image: max, average or stride (a strided convolution)")
@@ -67,7 +70,7 @@ class CNNConfig:
         if (self.dropout > 0) != (self.dropout_where != "none"):
             raise ValueError(
                 f"dropout={self.dropout!r} with dropout_where={self.dropout_where!r}: give both a rate above 0 "
-                "and a place (head, everywhere), or neither"
+                "and a place (head, everywhere, channels), or neither"
             )
         if self.init not in INITS and not (is_number(self.init) and 0 < self.init < math.inf):
             raise ValueError(f"init={self.init!r}: choose one of {', '.join(INITS)}, or a gain above 0")
@@ -120,6 +123,16 @@ def pool_layer(kind: str) -> nn.Module:
     return (MaxPool2d if kind == "max" else nn.AvgPool2d)(2, ceil_mode=True)
 
 
+def block_dropout(config: CNNConfig) -> nn.Module:
+    """Return the dropout between a block's convolutions (Zagoruyko & Komodakis 2016, "Wide residual networks").
+
+    everywhere: of single values (Srivastava et al. 2014). channels: of whole maps (Tompson et al. 2015).
+    """
+    if config.dropout_where == "everywhere":
+        return Dropout(config.dropout)
+    return nn.Dropout2d(config.dropout) if config.dropout_where == "channels" else nn.Identity()
+
+
 def conv(config: CNNConfig, fan_in: int, fan_out: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
     """Return a convolution that keeps the size at stride 1.
 
@@ -164,7 +177,7 @@ class Block(nn.Module):
         self.conv1 = conv(config, fan_in, fan_out, stride=stride)
         self.norm1 = norm_layer(config.norm, fan_out)
         self.activation1 = ACTIVATIONS[config.activation]()
-        self.dropout = Dropout(config.dropout) if config.dropout_where == "everywhere" else nn.Identity()
+        self.dropout = block_dropout(config)
         self.conv2 = conv(config, fan_out, fan_out)
         self.norm2 = norm_layer(config.norm, fan_out)
         self.activation2 = ACTIVATIONS[config.activation]()

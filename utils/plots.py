@@ -29,11 +29,11 @@ FAMILIES: dict[str, dict[str, str]] = {
     "split": {"train": BLUE, "validation": ORANGE, "test": GREEN},
     "norm": {"batch": BLUE, "layer": ORANGE, "group": GREEN, "none": DARK},
     "residual": {"residual": BLUE, "plain": DARK},
-    "init": {"he": BLUE, "xavier": ORANGE, "default": GREEN},
+    "init": {"he": BLUE, "xavier": ORANGE, "default": GREEN, "too small": SKY, "too large": VERMILION},
     "growth": {"double": BLUE, "quadruple": ORANGE, "constant": GREEN, "flat": DARK},
     "pool": {"max": BLUE, "average": ORANGE, "stride": GREEN},
     "pooling": {"max": BLUE, "max everywhere": SKY, "average": ORANGE, "stride": GREEN},
-    "dropout_where": {"none": DARK, "head": ORANGE, "everywhere": GREEN},
+    "dropout_where": {"none": DARK, "head": ORANGE, "everywhere": GREEN, "channels": SKY},
     "input_norm": {"data set": BLUE, "per-image": ORANGE, "0.5-0.5": GREEN, "0-255": SKY, "0-1": DARK},
 }
 COLORS = {variant: colour for family in FAMILIES.values() for variant, colour in family.items()}

@@ -1,0 +1,1261 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,jupyter,-all
+#     notebook_metadata_filter: kernelspec,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Dropout and initialization: where does noise help, and how large should weights begin?
+#
+# Two decisions about random numbers. The first are drawn anew at every training step: **dropout** sets values to zero
+# by chance. "It only belongs before the last linear layer," say some; "it made a difference everywhere," say others.
+# The second are drawn once, before anything else: the **initial weights**. "He initialization is the right one for
+# ReLU." This lesson looks at both, measures both, and ends with all that the course has measured, in one figure.
+#
+# You need lessons 00 and 03. Reading takes about 35 minutes, running about one.
+
+# %%
+# Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
+import re
+import subprocess
+import sys
+from importlib import metadata, util
+from pathlib import Path
+
+COURSE, REF = "https://github.com/cnn-course/cnn-course", "main"
+here = Path.cwd()
+root = next((p for p in [here, *here.parents] if (p / "utils" / "__init__.py").exists()), here / "cnn-course")
+if "google.colab" in sys.modules:  # fetch the course once, install what Colab lacks, leave its torch and numpy alone
+    if not root.exists():
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
+    wanted = re.findall(r"(?m)^(?!torch|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
+    missing = set(wanted) - {str(package.name).lower() for package in metadata.distributions()}
+    if missing:
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *sorted(missing)], check=True)
+sys.path.insert(0, str(root))
+spec = util.find_spec("utils")
+if spec is None or Path(spec.origin or "").parent != root / "utils":
+    raise ImportError(f"`utils` is not the one in {root}: open the course's notebooks folder and restart the kernel.")
+
+# %% [markdown]
+# ## Dropout: one image, many masks
+#
+# In training, dropout multiplies every value $x$ by a random *mask* $m$: it is zero with probability $p$, the *rate*.
+# What is kept is divided by $1 - p$, so that the mean stays what it was. In evaluation, nothing happens at all
+# ([Srivastava et al. 2014](https://jmlr.org/papers/v15/srivastava14a.html)):
+#
+# $$\tilde x = \frac{m\,x}{1 - p} \qquad \Pr(m = 0) = p \qquad \Rightarrow \qquad \mathbb{E}[\tilde x] = x$$
+#
+# The course's network has a field for where it acts, `dropout_where`:
+#
+# | `dropout_where` | what is dropped |
+# |---|---|
+# | `head` | values, before the linear head only |
+# | `everywhere` | values, between the two convolutions of each block, and before the head |
+# | `channels` | whole maps, in each block, and values before the head |
+#
+# (Dropping whole maps is due to [Tompson et al. 2015](https://arxiv.org/abs/1411.4280).)
+#
+# To see it, we need a network that has learned something. A few seconds of training, with dropout everywhere:
+
+# %%
+from dataclasses import replace
+
+import torch
+
+from utils import data, plots, train
+from utils.model import CNN, CNNConfig
+
+plots.use_style()
+torch.set_num_threads(1)  # of little use in so small a network; and one thread gives the same numbers every time
+fashion = data.load("fashion-mnist", progress=False)
+few = replace(fashion.take(3_000), validation=fashion.validation[:1000])
+stats = data.channel_stats(few.train.images)
+sight, truth = data.normalize(few.validation.images, stats), few.validation.labels  # float32 1000×1×28×28; 1000
+rate = 0.3
+torch.manual_seed(0)
+net = CNN(CNNConfig(width=16, dropout=rate, dropout_where="everywhere"))
+recipe = train.Recipe(epochs=5, batch_size=64, lr=0.3, crop_padding=0, flip=False)
+history = train.fit(net, few, recipe, device="cpu", precision="fp32", progress=False)
+print(f"{history.last('validation', 'accuracy'):.0%} of {len(truth):,} validation images right")
+
+# %% [markdown]
+# Now one image goes in, a sneaker. Here are six of the maps that arrive at the dropout of the first block, and what a
+# mask of values and a mask of channels make of them. Red is dropped.
+
+# %%
+import matplotlib.pyplot as plt
+
+
+def arriving(part, images):
+    """What arrives at a part of the network in evaluation mode: N×C×H×W."""
+    caught = []
+    hook = part.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    with torch.no_grad():
+        net.eval()(images)
+    hook.remove()
+    return caught[0]
+
+
+sneaker = (truth == fashion.class_names.index("Sneaker")).nonzero()[0]
+maps = arriving(net.layers[0][0].dropout, sight[sneaker])[0]  # C×H×W
+torch.manual_seed(1)
+by_value, by_channel = torch.rand(maps.shape) < rate, torch.rand(len(maps), 1, 1).expand_as(maps) < rate
+masks = {"none": torch.zeros_like(by_value), "everywhere": by_value, "channels": by_channel}
+
+# %%
+shown = maps.var((1, 2)).topk(6).indices
+fig, axes = plt.subplots(1, 3, figsize=(7.6, 1.9))
+names = {"none": "in evaluation", "everywhere": "everywhere: values", "channels": "channels: whole maps"}
+for ax, (where, mask) in zip(axes, masks.items(), strict=True):
+    tiles = (maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-9))[shown]
+    colours = torch.tensor(plt.get_cmap("mako")(tiles.numpy()))[..., :3]  # 6×H×W×3
+    colours[mask[shown]] = torch.tensor(plt.get_cmap("Reds")(0.75)[:3], dtype=colours.dtype)
+    framed = torch.nn.functional.pad(colours, (0, 0, 1, 1, 1, 1), value=1.0)  # 6×(H+2)×(W+2)×3
+    picture = torch.cat([torch.cat(list(row), dim=1) for row in framed.view(2, 3, *framed.shape[1:])])
+    ax.imshow(picture.numpy())
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(names[where], color=plots.color(where), fontweight="bold")
+    ax.spines[:].set_visible(False)
+plots.save(fig, "05_masks")
+assert abs(by_value.float().mean() - rate) < 0.05
+
+# %% [markdown]
+# Why whole maps? Neighbours in a map resemble each other, and so a part of what is dropped in one place can still be
+# read off the place beside it. How much they resemble each other:
+
+# %%
+many = arriving(net.layers[0][0].dropout, sight[:200])  # 200×C×H×W
+pairs = torch.stack([many[..., :-1].flatten(), many[..., 1:].flatten()])
+alike = torch.corrcoef(pairs)[0, 1].item()
+print(f"correlation of neighbouring values in a map: {alike:.2f}")
+assert alike > 0.1
+
+# %% [markdown]
+# ### One unit, 200 masks
+#
+# A unit of the next convolution adds up what is left, $y = \sum_i w_i \tilde x_i$. With every mask it says something
+# else. Its mean is what it says in evaluation, and its variance can be calculated, for masks of values $i$ and for
+# masks of whole channels $c$ (the mask's own variance is $p(1-p)$, divided by $(1-p)^2$):
+#
+# $$\operatorname{Var}[y] = \frac{p}{1 - p} \sum_i w_i^2 x_i^2 \qquad\qquad
+# \operatorname{Var}[y] = \frac{p}{1 - p} \sum_c \Big(\sum_{i \in c} w_i x_i\Big)^2$$
+
+# %%
+patch = maps[:, 5:8, 5:8].double()  # the C×3×3 values that a unit in the middle of the map sees
+weights = net.layers[0][0].conv2.weight[shown[0]].detach().double()
+products = (weights * patch).flatten(1)  # C×9
+in_evaluation = products.sum().item()
+
+
+def outputs(p, masks, channels=False, seed=0):
+    """What the unit says under so many masks: of its C×9 inputs each, or of its C channels."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.rand(masks, len(products), 1 if channels else 9, generator=generator) >= p
+    return (products * kept / (1 - p)).sum((1, 2))
+
+
+def predicted_std(p, channels=False):
+    """The same unit's standard deviation, calculated."""
+    terms = products.sum(1) if channels else products
+    return (p / (1 - p) * (terms**2).sum()).sqrt().item()
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for p in (0.1, 0.5):
+    for channels in (False, True):
+        said = outputs(p, 50_000, channels)
+        assert abs(said.mean() - in_evaluation) < 0.03 * predicted_std(p, channels)
+        assert abs(said.std() / predicted_std(p, channels) - 1) < 0.03
+print("mean and standard deviation over 50,000 masks are those of the formulas, to 3 %")
+
+# %%
+widest = 2.5 * predicted_std(0.5, channels=True)
+
+
+def histograms(p):
+    fig, axes = plt.subplots(1, 2, figsize=(7.4, 3.0), sharey=True)
+    for ax, where in zip(axes, ("everywhere", "channels"), strict=True):
+        said, std = outputs(p, 200, where == "channels"), predicted_std(p, where == "channels")
+        ax.hist(said, 40, range=(in_evaluation - widest, in_evaluation + widest), color=plots.color(where))
+        ax.axvline(in_evaluation, color=plots.INK, ls="--")
+        ax.plot(in_evaluation + torch.tensor([-std, std]), [0, 0], color=plots.INK, lw=5, solid_capstyle="butt")
+        ax.set(xlabel="output of the unit", xlim=(in_evaluation - widest, in_evaluation + widest))
+        ax.set_title(f"{names[where]}\nstd {std:.2f} by the formula", color=plots.color(where))
+    axes[0].set_ylabel("of 200 masks")
+    fig.suptitle(f"rate {p:g}; dashed: in evaluation; bar: ± one standard deviation", fontsize=11)
+    return fig
+
+
+plots.save(histograms(0.3), "05_unit")
+assert predicted_std(0.3, channels=True) != predicted_std(0.3)
+
+# %% [markdown]
+# Move the rate. Does the middle move? At which rate can the unit's output no longer be told from noise?
+
+# %%
+plots.explore(histograms, "rate", {f"{p:g}": p for p in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)}, start="0.1")
+
+# %% [markdown]
+# ### Masks cost time
+#
+# Random numbers are not free. PyTorch draws 64 random bits for each value, on one core. For a rate to within 1/131,072
+# 16 bits are enough, and the course's `utils.kernels.Dropout` draws four values at a time:
+
+# %%
+from time import perf_counter
+
+from torch import nn
+
+from utils import kernels
+
+values, seconds = torch.randn(128, 32, 28, 28), {nn.Dropout: [], kernels.Dropout: []}
+for _ in range(7):
+    for kind in seconds:
+        layer, begin = kind(0.2), perf_counter()
+        layer(values)
+        seconds[kind].append(perf_counter() - begin)
+ratio = min(seconds[nn.Dropout]) / min(seconds[kernels.Dropout])
+print(f"for {values.numel():,} values nn.Dropout takes {ratio:.1f} times as long as the course's, here and now")
+assert ratio > 1
+
+# %%
+# NBVAL_CHECK_OUTPUT
+from utils import bench
+
+speeds = bench.measured_on("speed.csv").set_index("what")
+step = speeds.loc["dropout everywhere: a step against one without"]
+print(f"a whole training step with dropout everywhere: {step['median']:.2f} × one without")
+print(f"({step['min']:.2f} to {step['max']:.2f}, n = {step['n']} pairs, measured before: python cnn.py bench dropout)")
+assert step["median"] <= 1.25
+
+# %% [markdown]
+# ## Where does it help?
+#
+# Dropout is meant against **overfitting**: a network that can rely on no single value must spread what it knows. So the
+# first measurement gives it every chance. 3,000 images, 16 times over, are so few that the network learns them by
+# heart. A rate of 0.2; none, before the head, everywhere, of channels; with and without batch norm; each variant at its
+# own best learning rate, ten other seeds, compared in pairs. What would you say? Note it down: which of the three
+# helps, by how many points of validation accuracy?
+
+# %%
+from utils import ablation, evidence, experiments
+
+RECOMPUTE = False
+read = experiments.measure if RECOMPUTE else experiments.load
+dropped = read("dropout")
+fig = plots.experiment(dropped.runs[dropped.runs["epoch"] >= 6])  # before, the lines only climb
+for ax in fig.axes[::2]:
+    ax.set_xlim(left=5.8)
+plots.save(fig, "05_dropout")
+
+# %% [markdown]
+# And the gap between the images that it has trained on and those that it has not?
+
+
+# %%
+places = ("none", "head", "everywhere", "channels")
+
+
+def draw_gap(ax, runs):
+    """Training and validation accuracy, and what lies between them, a row for each place of the dropout."""
+    ends = {split: 100 * evidence.finals(runs, f"{split} accuracy") for split in ("train", "validation")}
+    there = [where for where in places if where in ends["train"]]
+    for row, where in enumerate(there):
+        for split, table in ends.items():
+            half = plots.half_intervals(table[[where]].T).iloc[0]
+            label = split if row == 0 else None
+            ax.errorbar(table[where].mean(), row, xerr=half, fmt="o", color=plots.color(split), capsize=3, label=label)
+        low, high = sorted(table[where].mean() for table in ends.values())
+        ax.plot([low, high], [row, row], color=plots.GREY, lw=1.5, zorder=0)
+        gap = ends["train"][where].mean() - ends["validation"][where].mean()
+        ax.text((low + high) / 2, row - 0.16, f"gap {gap:.1f}", ha="center", fontsize=10)
+    ax.set(yticks=range(len(there)), yticklabels=there, ylim=(len(there) - 0.6, -0.7), xlabel="accuracy (%)")
+
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.0), sharex=True)
+for ax, norm in zip(axes, ("batch norm", "no norm"), strict=True):
+    runs = ablation.facet(dropped.runs, norm)
+    draw_gap(ax, runs)
+    ax.set_title(f"{norm}, n = {runs['seed'].nunique()} seeds", loc="left")
+axes[1].set_yticklabels([])
+axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+plots.save(fig, "05_gap")
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def points(row, digits=1):
+    """A difference in percentage points, in words."""
+    low, high = f"{row['low']:+.{digits}f}", f"{row['high']:+.{digits}f}"
+    return f"{row['difference']:+.{digits}f} points (95 % interval {low} to {high}, n = {row['n']})"
+
+
+def print_gaps(runs, label):
+    """Print by how much dropout changes the gap between training and validation accuracy."""
+    gaps = 100 * (evidence.finals(runs, "train accuracy") - evidence.finals(runs, "validation accuracy"))
+    for where in gaps.columns.drop("none"):
+        change = evidence.paired(gaps[where].to_numpy(), gaps["none"].to_numpy())
+        print(f"{label}, {where}: the gap changes by {points(change)}")
+
+
+for norm in ("batch norm", "no norm"):
+    print_gaps(ablation.facet(dropped.runs, norm), norm)
+
+# %% [markdown]
+# A word of caution. The training accuracy is counted during training, **with** the masks. So where a gap is smaller, a
+# part of that is no merit: the network answers training images with a handicap, and validation images without. For the
+# network above, the same 3,000 training images with and without masks:
+
+# %%
+plain = train.evaluate(net, few.train, stats, device="cpu", precision="fp32")["accuracy"]
+masked = history.last("train", "accuracy")
+print(f"training images right: {masked:.1%} with masks (mean of the last epoch), {plain:.1%} without (one network)")
+assert plain > masked
+
+# %% [markdown]
+# That is why the verdicts on dropout look at validation images only. They follow the rule that was set before the runs,
+# and are corrected for all claims of the course. *Inconclusive* means: the seeds cannot tell on which side of the
+# margin the difference lies.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+claims = experiments.claims()
+
+
+def print_verdicts(name):
+    for row in claims[claims["experiment"] == name].itertuples():
+        low, high, margin = 100 * row.low, 100 * row.high, 100 * row.margin
+        print(f"{row.claim}: {row.verdict}")
+        print(f"    {row.variant} − {row.baseline}: {100 * row.difference:+.2f} points of {row.metric}")
+        print(f"    95 % interval {low:+.2f} to {high:+.2f}, n = {row.n}; the claim: more than {margin:+g}")
+
+
+print_verdicts("dropout")
+
+# %% [markdown]
+# ### How much of it?
+#
+# The same with rates of 0.1 and 0.5, with batch norm:
+
+# %%
+rates = read("dropout_rate")
+at_rate = {0.2: ablation.facet(dropped.runs, "batch norm")}
+at_rate |= {p: ablation.facet(rates.runs, f"rate {p}") for p in (0.1, 0.5)}
+tables = {p: 100 * evidence.finals(at_rate[p], "validation accuracy") for p in sorted(at_rate)}
+none, ends = tables[0.2]["none"], {}
+fig, ax = plt.subplots()
+for shift, where in zip((-0.006, 0, 0.006), places[1:], strict=True):
+    means = [tables[p][where].mean() for p in tables]
+    halves = [plots.half_intervals(tables[p][[where]].T).iloc[0] for p in tables]
+    ax.errorbar([p + shift for p in tables], means, yerr=halves, fmt="o-", color=plots.color(where), capsize=4)
+    ends[where] = means[-1]
+half = plots.half_intervals(none.to_frame().T).iloc[0]
+ax.axhspan(none.mean() - half, none.mean() + half, color=plots.color("none"), alpha=0.25, lw=0)
+ends["none"] = none.mean()
+for where, height in plots.spread(ends, ax).items():
+    ax.text(0.52, height, where, color=plots.color(where), fontweight="bold", va="center")
+ax.set(xlabel="dropout rate", ylabel="validation accuracy (%)", xticks=list(tables), xlim=(0.08, 0.51))
+counts = ", ".join(f"{len(tables[p])} at {p}" for p in tables)
+ax.set_title(f"mean and 95 % intervals; n = {counts}; none: {len(none)}", loc="left")
+plots.save(fig, "05_rates")
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print_verdicts("dropout_rate")
+for p, runs in sorted(at_rate.items()):
+    gaps = 100 * (evidence.finals(runs, "train accuracy") - evidence.finals(runs, "validation accuracy")).mean()
+    print(f"rate {p}: mean gap", ", ".join(f"{where} {gaps[where]:.1f}" for where in places[1:]), "points")
+
+# %% [markdown]
+# ### With all images
+#
+# And when images are many? The same network sees all training images, each of them once. Then there is little to
+# overfit, and a value that is dropped is a value that was not learned from. (The training accuracy is counted while the
+# network still learns; after a single epoch the gap may well be negative.)
+
+# %%
+full = read("dropout_full")
+fig, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.0))
+draw_gap(left, full.runs)
+left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2)
+rows = evidence.compare(full.runs, "none").drop(columns="verdict")
+plots.draw_forest(right, rows, plots.colors_of(rows["variant"]), 0.0)
+plots.save(fig, "05_full")
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print_verdicts("dropout_full")
+print_gaps(full.runs, "all images")
+
+# %% [markdown]
+# ## Dropout and batch norm disagree
+
+# %%
+from utils import exercises
+
+exercises.quiz("05.shift")
+
+# %% [markdown]
+# Batch normalization stores the variance that it sees in training, with the masks' noise in it, and divides by it in
+# evaluation, when there is no noise. For a unit $y = \sum_i w_i \tilde x_i$ of the layer between the two, the
+# calculation above says by how much it is too large:
+#
+# $$\underbrace{\operatorname{Var}[y]}_{\text{in training}} = \underbrace{\operatorname{Var}[y]}_{\text{in evaluation}}
+# + \frac{p}{1-p} \sum_i w_i^2\, \mathbb{E}[x_i^2]$$
+#
+# [X. Li et al. (2018)](https://arxiv.org/abs/1801.05134) call it the *variance shift*. Check it, channel by channel, on
+# a block of the network above: calculated from what passes without masks, and measured with them.
+
+# %%
+import torch.nn.functional as F
+
+block = net.layers[1][0]
+conv = block.conv2
+with torch.no_grad():
+    x = arriving(block.dropout, sight[:500]).double()  # N×C×H×W
+    weight = conv.weight.double()  # C×C×3×3
+    quiet = F.conv2d(x, weight, padding=1).var((0, 2, 3))  # C
+    noise = rate / (1 - rate) * F.conv2d(x**2, weight**2, padding=1).mean((0, 2, 3))  # C
+    torch.manual_seed(0)
+    measured = F.conv2d(F.dropout(x, rate), weight, padding=1).var((0, 2, 3))
+errors = ((quiet + noise) / measured - 1).abs()
+print(f"{len(measured)} channels: calculated and measured agree to {errors.max():.1%}")
+print(f"in evaluation the variance is {(quiet / measured).min():.2f} to {(quiet / measured).max():.2f} times as large")
+assert errors.max() < 0.05
+assert (quiet < measured).all()
+
+# %% [markdown]
+# Does it matter where the dropout stands? In the course's blocks it stands **before** the second convolution and its
+# norm. Moved **behind** a block's last norm, the next norm is one addition, one ReLU and one convolution further away.
+# No change of the course's network is needed for that: the last norm gets a dropout behind it.
+#
+# 15 small networks, five of each kind, with a rate of one half. Of each batch norm: the variance that arrives in
+# evaluation, as a multiple of the stored one.
+
+# %%
+kinds = {"none": plots.color("none"), "before the norm": plots.color("everywhere"), "behind it": plots.VERMILION}
+brief = replace(few.take(1_200), validation=few.validation[:100])
+half_rate = 0.5
+
+
+def build(kind, seed):
+    torch.manual_seed(seed)
+    where = {"dropout": half_rate, "dropout_where": "everywhere"} if kind == "before the norm" else {}
+    network = CNN(CNNConfig(width=8, **where))
+    if kind == "behind it":
+        for block in (block for layer in network.layers for block in layer):
+            block.norm2 = nn.Sequential(block.norm2, kernels.Dropout(half_rate))
+        network.dropout = kernels.Dropout(half_rate)  # before the head, as in the other kind
+    return network
+
+
+networks = {}
+for kind in kinds:
+    for seed in range(5):
+        networks[kind, seed] = build(kind, seed)
+        short = replace(recipe, epochs=4, seed=seed)
+        train.fit(networks[kind, seed], brief, short, device="cpu", precision="fp32", progress=False)
+
+# %%
+import numpy as np
+
+
+@torch.no_grad()
+def shift_of(network, images):
+    """For each batch norm the variance that arrives in evaluation, divided by the stored one: mean over channels."""
+    found, hooks = [], []
+
+    def note(norm, inputs):
+        ratios = inputs[0].var((0, 2, 3)) / norm.running_var  # C
+        found.append(ratios.log().mean().exp().item())  # their geometric mean
+
+    for name, norm in network.named_modules():
+        if isinstance(norm, nn.BatchNorm2d) and "shortcut" not in name:  # those on the main path, in its order
+            hooks.append(norm.register_forward_pre_hook(note))
+    network.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+seen = data.normalize(brief.train.images, stats)
+shifts = {kind: np.array([shift_of(networks[kind, seed], seen) for seed in range(5)]) for kind in kinds}  # nets×norms
+
+# %%
+import pandas as pd
+
+fig, ax = plt.subplots(figsize=(7.8, 3.2))
+labels = ["stem", *(f"{layer}\n{half}" for layer in range(1, 5) for half in ("first", "second"))]
+for kind, shade in kinds.items():
+    mean, half = shifts[kind].mean(0), plots.half_intervals(pd.DataFrame(shifts[kind]).T)
+    ax.errorbar(range(9), mean, yerr=half, fmt="o-", color=shade, capsize=4, lw=1.5, label=kind)
+ax.axhline(1, color=plots.GREY, ls="--", lw=1)
+ax.set_xticks(range(9), labels)
+ax.set(xlabel="layer, and which of its norms", ylabel="variance in evaluation /\nstored variance", ylim=(0.5, 1.15))
+ax.legend(title="dropout", loc="center left", bbox_to_anchor=(1, 0.5), alignment="left")
+ax.set_title(f"mean of n = 5 networks, 95 % intervals, rate {half_rate}", loc="left")
+plots.save(fig, "05_shift")
+second, later = slice(2, None, 2), slice(3, None, 2)  # each block's second norm, and the first one from layer 2 on
+assert shifts["before the norm"][:, second].mean() < 0.85
+assert shifts["behind it"][:, later].mean() < 0.95
+assert abs(shifts["none"].mean() - 1) < 0.08
+
+# %% [markdown]
+# Directly behind a block's dropout the shift is plain to see. With the dropout behind the norm it is smaller, and
+# instead it piles up along the network. Without dropout there is next to none.
+#
+# And what does it **cost**? There is a remedy that needs no training: compute the running statistics once more, over
+# the training images, with dropout off. What it gives back is what the shift took.
+
+# %%
+from copy import deepcopy
+
+
+@torch.no_grad()
+def right_share(network):
+    """Percent of the validation images that are right, in evaluation."""
+    return 100 * (network.eval()(sight).argmax(1) == truth).float().mean().item()
+
+
+@torch.no_grad()
+def renewed(network, images):
+    """A copy whose batch norms have the statistics of these images without dropout; the weights stay."""
+    network = deepcopy(network).eval()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain average of all batches
+            layer.train()
+    for part in images.split(400):
+        network(part)
+    return network.eval()
+
+
+# %%
+given_back = {}
+for kind in kinds:
+    before = [right_share(networks[kind, seed]) for seed in range(5)]
+    after = [right_share(renewed(networks[kind, seed], seen)) for seed in range(5)]
+    given_back[kind] = evidence.paired(np.array(after), np.array(before))
+
+# %%
+for kind, row in given_back.items():
+    print(f"dropout {kind:<16} new statistics give back {points(row)}")
+assert all(abs(row["difference"]) < 3 for row in given_back.values()), "a few points at most"
+
+# %% [markdown]
+# So the disagreement is real, it can be calculated, and **here** it hardly costs anything; perhaps because it makes
+# channels smaller without changing their order, and these networks are shallow. X. Li et al. found it costly in deep
+# networks on CIFAR. Their advice, to put dropout behind the last batch norm only, is what `dropout_where="head"` does.
+#
+# ## Does the network know what it does not know?
+#
+# Leave the masks on in evaluation and ask the same question 200 times: each mask is another network, and where they
+# disagree, the answer is uncertain. [Gal & Ghahramani (2016)](https://arxiv.org/abs/1506.02142) show that this is an
+# approximation of what a Bayesian would compute (*Monte-Carlo dropout*). With $\bar p$ the mean of the answers $p_t$
+# and $H$ the entropy, the disagreement is
+#
+# $$\underbrace{H(\bar p)}_{\text{uncertainty in all}} -
+# \underbrace{\textstyle\frac1T \sum_t H(p_t)}_{\text{of each network by itself}}$$
+
+# %%
+@torch.no_grad()
+def with_masks(images, times):
+    """The network's probabilities under so many masks; batch norm stays in evaluation mode: times×N×10."""
+    net.eval()
+    for layer in net.modules():
+        if isinstance(layer, nn.Dropout):  # the course's Dropout is one
+            layer.train()
+    answers = torch.stack([net(images).softmax(1) for _ in range(times)])
+    net.eval()
+    return answers
+
+
+def entropy(p):
+    return -(p * p.clamp_min(1e-12).log()).sum(-1)
+
+
+torch.manual_seed(0)
+answers = with_masks(sight, 20)  # 20×1000×10
+disagreement = entropy(answers.mean(0)) - entropy(answers).mean(0)  # 1000
+assert (disagreement > -1e-5).all(), "entropy is concave: never below zero"
+
+# %% [markdown]
+# Two images on which the masks agree, and two on which they do not. A dot is the answer of one mask.
+
+# %%
+order = disagreement.argsort()
+clear = [order[0], next(image for image in order if truth[image] != truth[order[0]])]  # of two classes
+four = torch.stack([*clear, order[-1], order[-2]])
+torch.manual_seed(0)
+asked = with_masks(sight[four], 200)  # 200×4×10
+fig, axes = plt.subplots(2, 4, figsize=(7.8, 4.0), height_ratios=(1.5, 1))
+for column, image in enumerate(four):
+    top = asked[:, column].mean(0).topk(3).indices
+    plots.show_image(axes[0, column], few.validation.images[image])
+    axes[0, column].set_title(f"{'masks agree' if column < 2 else 'masks disagree'}\n({disagreement[image]:.2f} nats)")
+    for row, label in enumerate(top):
+        height = row + 0.3 * (torch.rand(200) - 0.5)
+        shade = plots.BLUE if label == truth[image] else plots.GREY
+        axes[1, column].plot(asked[:, column, label], height, ".", ms=3, color=shade, alpha=0.5)
+    axes[1, column].set_yticks(range(3), [fashion.class_names[label] for label in top], rotation=0)
+    axes[1, column].set(xlim=(-0.05, 1.05), ylim=(2.5, -0.5), xlabel="probability", xticks=(0, 1))
+fig.suptitle("200 masks each; blue: the true class", fontsize=11)
+plots.save(fig, "05_uncertainty")
+assert asked[:, 2:].std(0).max() > 3 * asked[:, :2].std(0).max()
+
+# %% [markdown]
+# A measure of uncertainty is good when the network is right where it is certain. So sort 1,000 images, the most certain
+# first, and ask how many of the first 10 %, 20 %, … are right. There is a cheap rival that needs one pass and no masks:
+# the probability that the network gives to its answer anyway.
+
+# %%
+with torch.no_grad():
+    once = net(sight).softmax(1)
+measures = {
+    "disagreement of 20 masks": (disagreement, answers.mean(0), plots.color("everywhere")),
+    "one pass, no masks": (1 - once.amax(1), once, plots.color("none")),
+}
+shares, curves = np.arange(100, 1001, 50), {}
+fig, ax = plt.subplots()
+for name, (doubt, p, shade) in measures.items():
+    right = (p.argmax(1) == truth)[doubt.argsort()].double()
+    curves[name] = 100 * np.array([right[:count].mean() for count in shares])
+    ax.plot(shares / 10, curves[name], "o-", ms=3, color=shade, label=name)
+ax.set(xlabel="share of the images that are answered, the most certain first (%)", ylabel="right (%)")
+ax.legend(loc="lower left")
+ax.set_title(f"n = {len(truth):,} validation images, one network", loc="left")
+plots.save(fig, "05_coverage")
+
+# %%
+for name, curve in curves.items():
+    print(f"{name:<26} {curve[8]:.1f} % right in the certain half, {curve[-1]:.1f} % in all")
+    assert curve[8] > curve[-1] + 3, "both know a good deal about what they do not know"
+lead = np.mean(curves["disagreement of 20 masks"] - curves["one pass, no masks"])
+print(f"masks minus one pass: {lead:+.1f} points, on average over the curve")
+assert lead < 1
+
+# %% [markdown]
+# Monte-Carlo dropout does know where the network errs. But the plain probability of one pass knows it, too, for a
+# twentieth of the work. Gal & Ghahramani use it elsewhere: in regression, where a network gives no probability by
+# itself, and for inputs unlike those in training. Before you pay for the masks, try the rival.
+
+# %% [markdown]
+# ## Initialization: how large should weights begin?
+#
+# A layer adds up products, $y = \sum_{i=1}^{n} w_i x_i$, over its $n$ inputs; for a 3×3 convolution $n$, the *fan-in*,
+# is 9 times its channels. If the weights are drawn independently with mean 0 and variance $g^2 / n$, then
+#
+# $$\mathbb{E}[y^2] = \sum_{i=1}^{n} \operatorname{Var}[w_i]\, x_i^2 = g^2 \cdot \overline{x^2}$$
+#
+# The fan-in is gone, and $g$, the **gain**, is all that is left to decide. What does a network look like with one that
+# is too small?
+
+# %%
+exercises.quiz("05.layers")
+
+# %% [markdown]
+# A ReLU sets the negative half to zero. For $y$ that is as often negative as positive, that is half of the mean square,
+# so from layer to layer
+#
+# $$\mathbb{E}[y_{l+1}^2] = \frac{g^2}{2}\, \mathbb{E}[y_l^2] \qquad\Rightarrow\qquad
+# \text{after } L \text{ layers: } \left(\frac{g^2}{2}\right)^{L}$$
+#
+# The gradient goes the same way back, with the fan-out in place of the fan-in. Three answers:
+#
+# | | variance of a weight | made for | gain | mean square, a ReLU layer |
+# |---|---|---|---|---|
+# | **Xavier** (2010) | $2 / (n_{in} + n_{out})$ | linear layers, both ways | $1$ if $n_{in} = n_{out}$ | $\times\,1/2$ |
+# | **He** (2015) | $2 / n_{in}$ | ReLU layers, forwards | $\sqrt 2$ | $\times\,1$ |
+# | **PyTorch's default** | $1 / (3\, n_{in})$ | no layer in particular | $1/\sqrt 3$ | $\times\,1/6$ |
+#
+# (Xavier [Glorot & Bengio 2010](https://proceedings.mlr.press/v9/glorot10a.html), Kaiming [He et al.
+# 2015](https://arxiv.org/abs/1502.01852).)
+#
+# The last one surprises many. The code of `nn.Conv2d` says `kaiming_uniform_(weight, a=math.sqrt(5))`, and that sounds
+# like He. But $a$ is the slope of a leaky ReLU; with $\sqrt 5$ the gain is $\sqrt{2 / (1 + 5)}$. Believe your eyes:
+
+# %%
+import math
+
+torch.manual_seed(0)
+layer = nn.Conv2d(128, 128, 3)
+fan_in = layer.weight[0].numel()
+found = {"default": layer.weight.std().item() * math.sqrt(fan_in)}
+nn.init.xavier_normal_(layer.weight)
+found["xavier"] = layer.weight.std().item() * math.sqrt(fan_in)
+nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+found["he"] = layer.weight.std().item() * math.sqrt(fan_in)
+gains = {"default": math.sqrt(1 / 3), "xavier": 1.0, "he": math.sqrt(2)}
+for init, gain in gains.items():
+    print(f"{init:<8} gain {found[init]:.3f}, calculated {gain:.3f}")
+    assert abs(found[init] / gain - 1) < 0.01
+
+# %% [markdown]
+# ### Layer by layer
+#
+# Now the course's network, without batch norm and without residual connections, so that nothing else keeps the signal
+# in shape. Eight images go in, one gradient comes back, and `Probes` note what passes each convolution. For ReLU and
+# for tanh, six gains, 10 to 102 layers, in double precision: single precision would have called some of these numbers
+# zero.
+
+# %%
+from utils import probes
+
+eight, labels_of_eight = data.normalize(few.train.images[:8], stats).double(), few.train.labels[:8]
+
+
+def signal(gain, depth, activation="relu", seed=0):
+    """Of each convolution: the standard deviation of its output, and the norm of the gradient there."""
+    torch.manual_seed(seed)
+    options = {"depth": depth, "init": gain, "activation": activation}
+    network = CNN(CNNConfig(width=16, residual=False, norm="none", **options)).double()
+    with probes.Probes(network) as probe:
+        F.cross_entropy(network(eight), labels_of_eight).backward()
+    rows = probe.frame()
+    rows = rows[rows["layer"].str.contains("conv")]
+    table = rows.pivot(index="layer", columns="metric", values="value")
+    return table.loc[rows["layer"].unique()].reset_index()  # in the order of the network
+
+
+named = {"too small": 0.3, **gains, "too large": 5.0}
+others = {"1.67": 5 / 3}
+depths = {"10 layers": 4, "22 layers": 10, "102 layers": 50}
+grid = [(g, d, a) for g in (*named.values(), *others.values()) for d in depths.values() for a in ("relu", "tanh")]
+signals = {key: signal(*key) for key in grid}
+
+# %%
+COLUMNS = {"activation_std": "standard deviation\nof the layer's output", "activation_gradient": "norm of the gradient"}
+lines = {name: (gain, plots.color(name)) for name, gain in named.items()} | {"1.67": (others["1.67"], plots.INK)}
+
+
+def profile(gain, depth, activation):
+    fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.4))
+    for ax, (column, label) in zip(axes, COLUMNS.items(), strict=True):
+        for name, (value, shade) in lines.items():
+            if name in named or value == gain:
+                values = signals[value, depth, activation][column]
+                ax.plot(range(1, len(values) + 1), values, color=shade, lw=4 if value == gain else 1.3, label=name)
+        ax.set(yscale="log", xlabel="convolution", ylabel=label)
+        ax.minorticks_off()
+    axes[1].legend(bbox_to_anchor=(1, 0.5), loc="center left")
+    last = signals[gain, depth, activation]["activation_std"]
+    change = f"output × {last.iloc[-1] / last.iloc[0]:.0e}, first to last"
+    fig.suptitle(f"gain {gain:.2f}, {2 * depth + 2} layers, {activation}: {change}", fontsize=11)
+    return fig
+
+
+# %%
+plots.save(profile(math.sqrt(2), 10, "relu"), "05_signal")
+
+# %% [markdown]
+# Every gain but one multiplies: a straight line on a logarithmic axis, down or up. Play:
+#
+# - **Deeper.** How far from $\sqrt 2$ may the gain be in 10 layers, and how far in 102?
+# - **tanh.** It cannot output more than 1, so large gains no longer explode *forwards*. And backwards?
+# - **Both at once.** For one gain of the six and ReLU, neither output nor gradient changes by a factor of ten on the way
+#   through 102 layers. Which one is it? (Not the one that you expect.)
+
+# %%
+gain_choices = {f"{name} ({g:.2f})": g for name, g in named.items()} | others
+gain_choices = dict(sorted(gain_choices.items(), key=lambda item: item[1]))
+choices = {"gain": gain_choices, "depth": depths, "activation": {"ReLU": "relu", "tanh": "tanh"}}
+plots.explore_several(profile, choices, {"gain": "he (1.41)", "depth": "102 layers", "activation": "ReLU"})
+
+# %%
+def factor(gain, depth, activation, column="activation_std"):
+    values = signals[gain, depth, activation][column]
+    return values.iloc[-1] / values.iloc[0]
+
+
+for name, gain in named.items():
+    print(f"{name:<10} gain {gain:.2f}: in 102 layers the signal is multiplied by {factor(gain, 50, 'relu'):.0e}")
+assert factor(5.0, 50, "relu") > 1e20 > 1e-20 > factor(gains["default"], 50, "relu")
+assert factor(5.0, 50, "tanh") < 10, "tanh does not explode forwards"
+assert factor(5.0, 50, "tanh", "activation_gradient") < 1e-5, "but backwards it does"
+assert all(0.1 < factor(others["1.67"], 50, "relu", column) < 10 for column in COLUMNS), "a gain above He's"
+
+# %% [markdown]
+# ### He's line sinks, too
+#
+# With He's gain the formula promises a level line, and in 102 layers it is not level; a gain of 1.67 did better. What
+# did the derivation forget? **The border.** At the edge of a map a part of the kernel lies on the padding, and zeros add
+# nothing. On a map of 14×14 that is a small loss in each layer; on the last layer's 2×2 maps only four of nine weights
+# meet a value at all. Count them:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def met(side, stride=1):
+    """The share of a 3×3 kernel's weights that meet a value, not padding: mean over a map of side × side."""
+    ones = torch.ones(1, 1, side, side, dtype=torch.float64)
+    return (F.conv2d(ones, torch.ones(1, 1, 3, 3).double(), stride=stride, padding=1) / 9).mean().item()
+
+
+for side in (28, 14, 7, 4, 2):
+    print(f"a map of {side:>2}×{side:<2} {met(side):.1%} of the weights meet a value")
+assert met(2) == 4 / 9
+
+# %%
+def expected(depth):
+    """He's calculation with the border counted: the standard deviation as a multiple of the first block's, by layer."""
+    sides, blocks = (14, 14, 7, 4, 2), CNNConfig(depth=depth).blocks
+    shares = []
+    for before, side, count in zip(sides, sides[1:], blocks, strict=False):
+        shares += [met(before, stride=1 if side == before else 2), *[met(side)] * (2 * count - 1)]
+    return np.sqrt(np.cumprod(shares[1:]))
+
+
+seeds = [signal(math.sqrt(2), 28, seed=seed)["activation_std"].to_numpy()[1:] for seed in range(10)]
+relative = np.array([values / values[0] for values in seeds])  # seeds×convolutions, from the first block's on
+fig, ax = plt.subplots()
+layers = np.arange(2, relative.shape[1] + 2)
+for values in relative:
+    ax.plot(layers, values, color=plots.color("he"), lw=0.8, alpha=0.5)
+ax.plot(layers, np.exp(np.log(relative).mean(0)), color=plots.color("he"), lw=3, label="measured")
+ax.plot(layers[1:], expected(28), color=plots.INK, ls="--", lw=2, label="calculated, with the border")
+ax.axhline(1, color=plots.GREY, ls=":", lw=2, label="calculated, without")
+ax.set(yscale="log", xlabel="convolution", ylabel="standard deviation,\nmultiple of the 2nd")
+ax.legend(loc="lower left")
+ax.set_title("He, 58 layers: n = 10 draws (thin), their geometric mean (thick)", loc="left")
+plots.save(fig, "05_border")
+
+# %%
+sunk, said = np.exp(np.log(relative[:, -1]).mean()), expected(28)[-1]
+print(f"58 layers: the last convolution's output is {sunk:.0e} of the first's; calculated with the border: {said:.0e}")
+assert 0.1 < sunk / said < 10
+assert sunk < 0.01, "level it is not"
+
+# %% [markdown]
+# The border explains it. And look how the single draws scatter: the formula is about the mean over all draws, and the
+# narrower the layers, the less a single one keeps to it ([Hanin & Rolnick 2018](https://arxiv.org/abs/1803.01719)). In a
+# network of ten layers this hardly matters. In a deep one no single gain is right everywhere. Then it is better to
+# measure the signal and to rescale each layer until it fits ([Mishkin & Matas
+# 2015](https://arxiv.org/abs/1511.06422)), or to let batch norm do so at every step.
+
+# %% [markdown]
+# ## Does it matter in training?
+#
+# Five ways to begin, in the course's network of ten layers with its residual connections: He, Xavier, PyTorch's
+# default, a gain of 0.3 (too small) and one of 5 (too large). With and without batch norm. The weights are the same
+# draw, only scaled (but for the default, which is uniform), and everything else is equal. Each at its own best learning
+# rate, with ten other seeds. Note down what you expect: how many points does He gain over the default, without batch
+# norm and with it?
+
+# %%
+start = read("init")
+INITS = ("he", "xavier", "default", "too small", "too large")
+by_norm = {norm: ablation.facet(start.runs, norm) for norm in ("no norm", "batch norm")}
+shades = plots.colors_of(INITS)
+fig, axes = plt.subplots(2, 2, figsize=(7.4, 7.6), width_ratios=[3, 2])
+for (norm, runs), (left, right) in zip(by_norm.items(), axes, strict=True):
+    plots.draw_curves(left, runs, "validation accuracy", shades)
+    rows = evidence.compare(runs, "default").drop(columns="verdict")
+    plots.draw_forest(right, rows, shades, 0.0)
+    left.set_title(f"{norm}: {left.get_title('left')}", loc="left")
+plots.save(fig, "05_init")
+
+# %%
+# NBVAL_CHECK_OUTPUT
+print_verdicts("init")
+
+# %% [markdown]
+# ### How long to 80 percent?
+#
+# After how many epochs are 80 % of the validation images right? (Between two epochs, on the straight line. A run that
+# does not get there has no such number.)
+
+
+# %%
+def epochs_to(runs, goal):
+    """The epochs after which each run has reached the goal, NaN if it never does: a row a seed, a column a variant."""
+    rows = runs[(runs["split"] == "validation") & (runs["metric"] == "accuracy")]
+    found = {}
+    for (variant, seed), run in rows.groupby(["variant", "seed"], sort=False):
+        epochs, values = [0, *run["epoch"]], [0.1, *run["value"]]  # before the first epoch it guesses
+        above = next((place for place, value in enumerate(values) if value >= goal), None)
+        if above is None:
+            found[seed, variant] = math.nan
+        else:
+            share = (goal - values[above - 1]) / (values[above] - values[above - 1])
+            found[seed, variant] = epochs[above - 1] + share
+    return pd.Series(found).unstack()
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+needed = {norm: epochs_to(runs, 0.8) for norm, runs in by_norm.items()}
+for norm, table in needed.items():
+    for init in INITS:
+        times = table[init].dropna() if init in table else []
+        reached = f"{len(times):>2} of {len(by_norm[norm]['seed'].unique())} seeds get there"
+        print(f"{norm:<11} {init:<10} {reached}" + (f", after {np.mean(times):.1f} epochs" if len(times) else ""))
+
+# %% [markdown]
+# ### How much of it does batch norm remove?
+#
+# The same difference twice: He minus the default without batch norm, and with it. Their difference, seed by seed, is
+# what batch norm takes away.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+ends = {norm: 100 * evidence.finals(runs, "validation accuracy") for norm, runs in by_norm.items()}
+gained = {norm: (table["he"] - table["default"]).to_numpy() for norm, table in ends.items()}
+range_of = {norm: table.mean().max() - table.mean().min() for norm, table in ends.items()}
+removed = evidence.paired(gained["no norm"], gained["batch norm"])
+for norm in ends:
+    print(f"{norm:<11} He − default: {points(evidence.paired(gained[norm], 0 * gained[norm]), 2)}")
+    print(f"{'':<11} best of the five means − worst: {range_of[norm]:.1f} points")
+print(f"taken away by batch norm: {points(removed, 2)}")
+assert removed["low"] > 2, "by far most of what He gains over the default"
+
+# %% [markdown]
+# ### Why: with batch norm, size is speed
+#
+# With batch norm behind it, a convolution may have weights of any size: a factor $\alpha$ in all its weights cancels
+# (lesson 03). So what can a "wrong" gain still do?
+
+# %%
+exercises.quiz("05.with_norm")
+
+# %% [markdown]
+# The outputs stay; the gradient by the larger weights is $\alpha$ times smaller; the weights themselves are $\alpha$
+# times larger. So a step changes them, **as a share of themselves**, $\alpha^2$ times less:
+#
+# $$\frac{\Delta W}{W} = -\eta\, \frac{1}{\alpha W}\cdot \frac{1}{\alpha} \frac{\partial L}{\partial W} =
+# -\frac{\eta}{\alpha^2}\, \frac1W \frac{\partial L}{\partial W}$$
+#
+# A gain that is $\alpha$ times too large is nothing but a learning rate that is $\alpha^2$ times too small. Check it:
+# two networks, the convolutions of one 10 times as large, and with a learning rate 100 times as large. After ten steps
+# their logits are still the same.
+
+
+# %%
+def ten_steps(alpha, factor):
+    """Logits after ten plain gradient steps from weights α times as large; their rate is multiplied by the factor."""
+    torch.manual_seed(0)
+    network = CNN(CNNConfig(width=8)).double()
+    filters = {name: weight for name, weight in network.named_parameters() if weight.ndim == 4}
+    rest = [weight for name, weight in network.named_parameters() if name not in filters]
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eps = 1e-16  # the one thing that does not scale along
+    with torch.no_grad():
+        for weight in filters.values():
+            weight.mul_(alpha)
+    groups = [{"params": list(filters.values()), "lr": 0.1 * factor}, {"params": rest, "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups)
+    for _ in range(10):
+        optimizer.zero_grad()
+        F.cross_entropy(network(eight), labels_of_eight).backward()
+        optimizer.step()
+    return network(eight).detach()
+
+
+# %%
+# NBVAL_CHECK_OUTPUT
+reference = ten_steps(1, 1)
+same, slower = (ten_steps(10, 100) - reference).abs().max(), (ten_steps(10, 1) - reference).abs().max()
+assert same < 1e-9
+assert slower > 0.1
+print("weights × 10, learning rate × 100: after ten steps the logits are equal to nine digits")
+print("weights × 10, the same learning rate: they are not")
+
+# %% [markdown]
+# That is why an initialization must not be judged at one learning rate. Here is the sweep that chose the rates, first
+# with batch norm. By the calculation, the curve of a larger gain is the same curve, moved to the right. Is it? (A rate of
+# 10, which was tried with the gain of 5 only, is left out: the network does not train there.)
+
+# %%
+with_norm = ablation.facet(start.sweep, "batch norm")
+plots.save(plots.lr_sweep(with_norm[with_norm["lr"] < 10]), "05_lr_sweep_batch_norm")
+
+# %%
+# NBVAL_CHECK_OUTPUT
+best = {norm: {init: start.about["best_lr"][f"{init}, {norm}"] for init in INITS} for norm in by_norm}
+print("best learning rate:  no norm  batch norm  (calculated from He's)")
+for init, gain in sorted(named.items(), key=lambda item: item[1]):
+    calculated = best["batch norm"]["he"] * (gain / named["he"]) ** 2
+    rates_of = f"{best['no norm'][init]:>8g}  {best['batch norm'][init]:>10g}  ({calculated:.2g})"
+    print(f"{init:<10} gain {gain:<5.2f}{rates_of}")
+at_low = 100 * evidence.finals(with_norm[with_norm["lr"] == 0.01], "validation accuracy").mean()
+print("batch norm, at a rate of 0.01:", ", ".join(f"{init} {at_low[init]:.1f} %" for init in named if init in at_low))
+assert at_low["too small"] > at_low["default"] > at_low["he"], "slower, the larger the gain"
+
+# %% [markdown]
+# On the left, where the rates are too low, it is: the larger the gain, the slower the network learns. But the best rates
+# lie closer together than the calculation says. It holds for a few steps only, because weights do not keep their size.
+# Each step makes them longer (lesson 03), and small ones by far the most. Two epochs, at a rate of 0.3:
+
+
+# %%
+def measured_gain(network):
+    """The gain that the weights have now: the geometric mean over the convolutions."""
+    filters = [part.weight for part in network.modules() if isinstance(part, nn.Conv2d)]
+    return math.exp(np.mean([math.log(w.std().item() * math.sqrt(w[0].numel())) for w in filters]))
+
+
+for init in ("too small", "he", "too large"):
+    torch.manual_seed(0)
+    network = CNN(CNNConfig(width=8, init=named[init]))
+    before = measured_gain(network)
+    train.fit(network, brief, replace(recipe, epochs=2), device="cpu", precision="fp32", progress=False)
+    print(f"{init:<10} gain {before:.2f}, after training {measured_gain(network):.2f}")
+    assert init != "too small" or measured_gain(network) > 2 * before
+    assert init != "too large" or measured_gain(network) > 0.9 * before
+
+# %% [markdown]
+# Weights that are too small grow into shape; those that are too large stay large, and slow.
+#
+# Without batch norm there is no such way out. Every gain has a rate beyond which nothing trains at all, and where the
+# best rate lies close to it, the seeds differ widely:
+
+# %%
+without_norm = ablation.facet(start.sweep, "no norm")
+plots.save(plots.lr_sweep(without_norm), "05_lr_sweep_no_norm")
+at_most = {init: without_norm[without_norm["variant"] == init]["lr"].max() for init in INITS}
+for init, lr in at_most.items():
+    runs = without_norm[(without_norm["variant"] == init) & (without_norm["lr"] == lr)]
+    assert evidence.finals(runs, "validation accuracy").mean().item() < 0.2, "the highest rate that was tried"
+
+# %% [markdown]
+# ## Your turn: a gain for every activation
+#
+# For ReLU one half of the mean square is lost, and so the gain is $\sqrt 2$. For other activations $f$ there may be no
+# formula, but there is always a simulation. Let $z$ be a unit's input, normal with mean 0 and standard deviation 1, as
+# the sum of many independent products nearly is. The next layer should see the same size again:
+#
+# $$g^2 \cdot \mathbb{E}\left[f(z)^2\right] = 1, \qquad z \sim \mathcal N(0, 1)$$
+#
+# Write a function that takes an activation (a function of tensors) and returns its gain as a number, by simulation. The
+# check tries it on a leaky ReLU, on SiLU and on GELU. This is what your gain then does in a stack of 20 layers:
+
+
+# %%
+def try_out(gain_of):
+    """The size of the signal after 20 layers of 512 units, with your gain and with He's."""
+    for name, activation in {"leaky ReLU, slope 0.5": lambda z: F.leaky_relu(z, 0.5), "SiLU": F.silu}.items():
+        sizes = []
+        for gain in (gain_of(activation), math.sqrt(2)):
+            torch.manual_seed(0)
+            z = torch.randn(256, 512)
+            for _ in range(20):
+                z = activation(z) @ torch.randn(512, 512).mul_(gain / math.sqrt(512))
+            sizes.append(z.pow(2).mean().sqrt().item())
+        print(f"{name:<22} gain {gain_of(activation):.2f}: size {sizes[0]:.2f}; with He's 1.41: {sizes[1]:.2f}")
+
+
+# %%
+gain_of = ...  # def gain_of(activation): … return a number
+if exercises.check("05.gain", gain_of):
+    try_out(gain_of)
+# exercises.hint("05.gain")
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+# Solution: click the dots to unfold it
+def solution(activation):
+    z = torch.randn(1_000_000)
+    return 1 / activation(z).pow(2).mean().sqrt().item()
+
+
+assert exercises.check("05.gain", solution, quiet=True)
+try_out(solution)
+
+# %% [markdown]
+# For the leaky ReLU the gain is right for signals of any size: twice the input is twice the output. For SiLU it is not.
+# Near zero SiLU halves, far away it is a ReLU, and your gain is right in between, at size 1:
+
+# %%
+z, gain = torch.randn(1_000_000), 1 / F.silu(torch.randn(1_000_000)).pow(2).mean().sqrt()
+after = {size: (gain * F.silu(size * z).pow(2).mean().sqrt()).item() for size in (0.5, 1.0, 2.0)}
+print("SiLU, one layer:", ", ".join(f"a signal of size {size:g} becomes {value:.2f}" for size, value in after.items()))
+assert after[0.5] < 0.48
+assert abs(after[1.0] - 1) < 0.02
+assert after[2.0] > 2.1
+
+# %% [markdown]
+# What begins a little off drifts away. With such activations, depth needs a norm all the more.
+#
+# ## Your turn: bring a network back to life
+#
+# 14 plain layers without batch norm, begun as PyTorch begins them. The loss stands still at $\ln 10$: nothing gets
+# through. Repair it **without adding a layer**: write a function that takes the network and changes its weights in
+# place. Your function is all that stands between this network and an education:
+
+
+# %%
+def educate(repair=None):
+    """Train the network for two epochs, repaired or as it is, and say how it went."""
+    torch.manual_seed(0)
+    patient = CNN(CNNConfig(width=8, depth=6, residual=False, norm="none", init="default"))
+    if repair is not None:
+        repair(patient)
+    pupils = few.take(1_280)
+    lesson = train.Recipe(epochs=2, batch_size=32, lr=0.03, clip=1.0, crop_padding=0, flip=False)
+    end = train.fit(patient, pupils, lesson, device="cpu", precision="fp32", progress=False)
+    loss, right = end.last("train", "loss"), end.last("validation", "accuracy")
+    state = "as it is" if repair is None else "repaired"
+    print(f"{state}: training loss {loss:.2f}, {right:.0%} of the validation images right")
+    return right
+
+
+ill = educate()
+
+# %%
+repair = ...  # def repair(network): … change network's weights in place
+if exercises.check("05.repair", repair):
+    educate(repair)
+# exercises.hint("05.repair")
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+# Solution: click the dots to unfold it
+def solution(network):
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            nn.init.zeros_(part.bias)
+
+
+assert exercises.check("05.repair", solution, quiet=True)
+assert educate(solution) > ill + 0.2
+
+# %% [markdown]
+# ## Summary
+#
+# The sentences below are put together from the verdicts, whatever they are.
+
+# %%
+judged, lowest = claims.set_index("claim")["verdict"], claims.set_index("claim")["low"]
+everywhere, more = "dropout everywhere helps", "dropout everywhere helps more than in the head alone"
+may_help = "helps" if lowest[everywhere] > 0 else "may help"
+helps = {
+    "supported": "Dropout everywhere helps by more than half a point when images are few",
+    "refuted": "Dropout everywhere does not help by half a point, even when images are few",
+    "inconclusive": f"Dropout everywhere {may_help} when images are few; if by half a point, ten seeds cannot tell",
+}
+than_head = f"That it does half a point more than in the head alone is {judged[more]}"
+about_dropout = f"{helps[judged[everywhere]]}. {than_head}."
+he = [judged[f"He initialization beats PyTorch's default, {norm} batch norm"] for norm in ("without", "with")]
+about_he = f"That He's initialization beats PyTorch's default is {he[0]} without batch norm, and {he[1]} with it."
+
+
+# %%
+def listed(*names):
+    """The claims of these experiments as a Markdown list."""
+    rows = claims[claims["experiment"].isin(names)].to_dict("records")
+    return "\n".join(f"- {row['claim'][0].upper()}{row['claim'][1:]}: {said(row)}" for row in rows)
+
+
+def said(row):
+    """The verdict on a claim, its margin and its difference, in words."""
+    margin = f"by more than {100 * row['margin']:g}" if row["margin"] > 0 else f"to within {-100 * row['margin']:g}"
+    difference = points({key: 100 * row[key] for key in ("difference", "low", "high")} | {"n": row["n"]})
+    return f"**{row['verdict']}** ({margin}); {difference}."
+
+
+# %%
+from IPython.display import Markdown
+
+shift_before = shifts["before the norm"][:, second].mean()
+Markdown(f"""
+**{about_dropout}**
+
+{listed("dropout", "dropout_rate", "dropout_full")}
+
+- **Dropout and batch norm disagree**: directly behind a dropout of {half_rate}, the variance in evaluation is
+  {shift_before:.2f} times the stored one. New statistics give back {points(given_back["before the norm"])}: here that
+  costs little.
+- **Masks left on in evaluation** tell where the network errs, but hardly better than one pass without masks, if at
+  all: {lead:+.1f} points (one network, {len(truth):,} images).
+
+**{about_he}**
+
+{listed("init")}
+
+- **Batch norm takes away** {points(removed)} of what He gains over the default: with it, a gain is a learning rate.
+- **In depth everything multiplies**: in 102 plain layers PyTorch's default leaves
+  {factor(gains["default"], 50, "relu"):.0e} of the signal, and He {factor(gains["he"], 50, "relu"):.0e}: the zeros of
+  the padding count, too.
+""")
+
+# %% [markdown]
+# **Where it holds, and where not.** All of this is one small network on small grey images, in short runs. Dropout was
+# made for networks with huge linear layers, trained for long ([Srivastava et al.
+# 2014](https://jmlr.org/papers/v15/srivastava14a.html)); the head here is tiny. The initialization matters more the
+# deeper a network is and the fewer norms and residual connections it has: ten layers forgive what a hundred do not.
+#
+# ## The whole course in one figure
+#
+# What people say, and what came of it: every claim that the course has measured, up to here and beyond, each with its
+# difference in percentage points, its 95 % interval and its number of seeds. The short black line is the margin that
+# was set before the runs. The axis is linear between −1 and 1 and logarithmic beyond.
+
+# %%
+from textwrap import fill
+
+VERDICTS = {"supported": (plots.BLUE, "o"), "inconclusive": (plots.GREY, "s"), "refuted": (plots.VERMILION, "D")}
+
+
+def draw_claim(ax, height, row):
+    """One claim at this height: its words, its difference with interval and margin, and the numbers."""
+    shade, marker = VERDICTS[row.verdict]
+    low, middle, high = (100 * value for value in (row.low, row.difference, row.high))
+    ax.plot([low, high], [height, height], color=shade, lw=2.5, solid_capstyle="butt")
+    ax.plot(middle, height, marker, color=shade, ms=6)
+    ax.plot([100 * row.margin] * 2, [height - 0.3, height + 0.3], color=plots.INK, lw=1.5)
+    beside = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 10}
+    width = 43 if len(row.claim) <= 43 else len(row.claim) // 2 + 7  # two lines of about equal length
+    ax.text(-0.02, height, fill(row.claim, width), ha="right", linespacing=1.0, **beside)
+    shade = plots.DARK if row.verdict == "inconclusive" else shade
+    ax.text(1.02, height, f"{middle:+.1f}, n = {row.n}", color=shade, **beside)
+
+
+# %%
+fig, ax = plt.subplots(figsize=(2.9, 0.4 * len(claims) + 0.5 * claims["lesson"].nunique()), layout="none")
+height, across = 0.0, {"transform": ax.get_yaxis_transform()}
+for lesson, rows in claims.groupby("lesson", sort=False):
+    ax.text(-1.3, height, f"lesson {int(lesson[:2])}", va="center", fontweight="bold", **across)
+    ax.plot([-1.3, 1.4], [height - 0.7] * 2, color="0.85", lw=1, clip_on=False, **across)
+    height += 1
+    for row in rows.itertuples():
+        draw_claim(ax, height, row)
+        height += 1
+    height += 0.4
+ax.axvline(0, color=plots.GREY, lw=1)
+ax.set_xscale("symlog", linthresh=1, linscale=0.7)
+ax.set(ylim=(height, -1), yticks=[], xlabel="difference, points")
+ax.set_xticks([-10, -1, 0, 1, 10, 50], ["−10", "−1", "0", "1", "10", "50"])
+ax.minorticks_off()
+ax.spines["left"].set_visible(False)
+for verdict, (shade, marker) in VERDICTS.items():
+    ax.plot([], [], marker + "-", color=shade, label=f"{verdict}: {(claims['verdict'] == verdict).sum()}")
+ax.legend(loc="lower center", bbox_to_anchor=(0.2, 1), ncols=3)
+plots.save(fig, "05_all_claims")
+assert set(claims["verdict"]) <= set(VERDICTS)
+
+# %% [markdown]
+# The same as a table, with links to the curves behind it, is in the [README](../README.md).
+#
+# **Sources.** Srivastava et al. 2014, [Dropout: a simple way to prevent neural networks from
+# overfitting](https://jmlr.org/papers/v15/srivastava14a.html). Tompson et al. 2015, [Efficient object localization
+# using convolutional networks](https://arxiv.org/abs/1411.4280) (dropout of channels). X. Li et al. 2018, [Understanding the
+# disharmony between dropout and batch normalization by variance shift](https://arxiv.org/abs/1801.05134). Gal &
+# Ghahramani 2016, [Dropout as a Bayesian approximation](https://arxiv.org/abs/1506.02142). Glorot & Bengio 2010,
+# [Understanding the difficulty of training deep feedforward neural
+# networks](https://proceedings.mlr.press/v9/glorot10a.html). He et al. 2015, [Delving deep into
+# rectifiers](https://arxiv.org/abs/1502.01852). Mishkin & Matas 2015, [All you need is a good
+# init](https://arxiv.org/abs/1511.06422). Hanin & Rolnick 2018, [How to start
+# training](https://arxiv.org/abs/1803.01719).

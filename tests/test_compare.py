@@ -1,0 +1,248 @@
+"""What is compared is what was measured: shipped rows, the reader's sweeps and runs; the page shows that."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from utils import ablation, compare, evidence, experiments, files, train
+from utils.model import CNNConfig
+
+SETTINGS = {"config": {"norm": "batch", "width": 4}, "recipe": {"epochs": 2}, "source": {"name": "clothes"}}
+CHROMIUM = shutil.which("chromium")
+
+
+def rows_of(variant: str, seeds: range, gain: float = 0.0, lr: float = 0.1) -> list[list]:
+    """Rows as `ablation.run` gives them, of two epochs; accuracy differs from seed to seed."""
+    rows = []
+    for seed in seeds:
+        for epoch in (1, 2):
+            accuracy = 0.5 + 0.1 * epoch + 0.01 * (seed * seed % 5) + gain * (1 + 0.1 * seed)
+            for metric, value in (("loss", 2.0 - accuracy), ("accuracy", accuracy)):
+                rows.append(["own", variant, lr, seed, epoch, 5 * epoch, "validation", metric, value, 3.0 * epoch])
+    return rows
+
+
+def write(path, rows: list[list], variants=("a", "b")) -> None:
+    pd.DataFrame(rows, columns=ablation.COLUMNS).to_csv(path, index=False)
+    about = {"variants": dict.fromkeys(variants, SETTINGS), "measured_on": {"num_classes": 10}}
+    path.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
+
+
+@pytest.fixture
+def study(tmp_path) -> compare.Study:
+    write(tmp_path / "own.csv", rows_of("a", range(5), 0.02) + rows_of("b", range(5)))
+    (found,) = compare.studies([tmp_path / "own.csv"])
+    return found
+
+
+@pytest.fixture
+def shipped(monkeypatch):
+    monkeypatch.setenv("CNN_RESULTS_DIR", str(files.ROOT / "results"))
+
+
+def test_shipped_rows_are_the_runs_at_the_best_rates_with_their_settings(shipped):
+    (found,) = compare.studies([files.ROOT / "results" / "batchnorm.csv"])
+    results = experiments.load("batchnorm")
+    assert not found.own
+    pd.testing.assert_frame_equal(found.rows, results.runs)
+    assert found.question == experiments.find("batchnorm").question
+    assert found.settings["none"]["norm"] == "none"
+    assert {name: found.settings[name]["lr"] for name in found.variants} == results.about["best_lr"]
+
+
+def test_files_without_rows_of_runs_are_left_out(shipped):
+    found = compare.studies(sorted((files.ROOT / "results").glob("*.csv")))
+    assert [study.name for study in found] == list(experiments.EXPERIMENTS)
+
+
+def test_a_sweep_of_the_reader_appears_without_a_further_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("CNN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    recipe = train.Recipe(epochs=1, batch_size=128, lr=0.1)
+    options = {
+        "source": ablation.Source(images=256),
+        "device": "cpu",
+        "precision": "fp32",
+        "jobs": 1,
+        "progress": False,
+    }
+    frame = ablation.run("my norms", CNNConfig(width=4), {"norm": ["batch", "none"]}, recipe, [0, 1], **options)
+    (found,) = compare.studies()
+    assert (found.name, found.own, found.variants) == ("my norms", True, ["batch", "none"])
+    assert found.settings["none"]["norm"] == "none"
+    assert found.settings["none"]["images"] == 256
+    accuracies = evidence.finals(frame, "validation accuracy")
+    pd.testing.assert_frame_equal(compare.finals(found, "validation accuracy"), accuracies)
+    ablation.run("batchnorm", CNNConfig(width=4), {"norm": ["batch", "none"]}, recipe, [0], **options)
+    assert [each.name for each in compare.studies()] == ["my norms"], "a shipped experiment's rows are in results/"
+
+
+def test_each_rate_of_a_sweep_is_a_variant_of_its_own(tmp_path):
+    write(tmp_path / "rates.csv", rows_of("a", range(2), lr=0.1) + rows_of("a", range(2), lr=0.3), ["a"])
+    (found,) = compare.studies([tmp_path / "rates.csv"])
+    assert found.variants == ["a, lr 0.1", "a, lr 0.3"]
+    assert compare.differences(found.settings, *found.variants).to_dict("list") == {
+        "a, lr 0.1": [0.1],
+        "a, lr 0.3": [0.3],
+    }
+
+
+def folder(path, seed: int, accuracy: float, **given) -> None:
+    path.mkdir(parents=True)
+    (path / "settings.json").write_text(json.dumps({"seed": seed, "threads": 1, **given}), encoding="utf-8")
+    columns = ["run", "epoch", "step", "split", "metric", "value", "seconds"]
+    pd.DataFrame([["run", 1, 5, "validation", "accuracy", accuracy, 2.0]], columns=columns).to_csv(
+        path / "history.csv", index=False
+    )
+
+
+def test_runs_that_differ_in_the_seed_only_are_one_variant(tmp_path):
+    for seed, accuracy in ((0, 0.5), (1, 0.6)):
+        folder(tmp_path / f"default {seed}", seed, accuracy)
+        folder(tmp_path / f"norm {seed}", seed, accuracy + 0.1, norm="none", lr=0.2)
+    (tmp_path / "unfinished").mkdir()
+    (found,) = compare.studies([tmp_path])
+    assert found.variants == ["defaults", "norm none, lr 0.2"]
+    table = compare.finals(found, "validation accuracy")
+    assert (table["norm none, lr 0.2"] - table["defaults"]).tolist() == pytest.approx([0.1, 0.1])
+    assert set(compare.differences(found.settings, *found.variants).index) == {"norm", "lr"}
+    (again,) = compare.studies(sorted(tmp_path.iterdir()))
+    pd.testing.assert_frame_equal(again.rows, found.rows)
+
+
+def test_curves_have_the_t_interval_and_the_chosen_axis(study):
+    frame = compare.curves(study, "validation accuracy", "seconds")
+    last = frame[(frame["variant"] == "a") & (frame["epoch"] == 2)].iloc[0]
+    values = study.rows.query("variant == 'a' and epoch == 2 and metric == 'accuracy'")["value"]
+    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+    assert (last["x"], last["n"]) == (6.0, 5)
+    assert (last["mean"] - last["half"], last["mean"] + last["half"]) == pytest.approx((low, high))
+    smooth = compare.curves(study, "validation accuracy", smoothing=2)
+    assert smooth["x"].tolist() == [1, 2, 1, 2]
+    assert smooth["mean"].iloc[1] == pytest.approx(frame["mean"].iloc[:2].mean())
+    with pytest.raises(ValueError, match="axis='steps': choose epoch or seconds"):
+        compare.curves(study, "validation accuracy", "steps")
+
+
+def test_runs_that_diverged_count_as_guessing_and_have_no_loss(study):
+    broken = [["own", "b", 0.1, 7, 0, 0, "train", train.DIVERGED, 1.0, 0.0]]
+    broken += [["own", "a", 0.1, 7, 2, 0, "validation", name, 0.9, 0.0] for name in ("accuracy", "loss")]
+    rows = pd.concat([study.rows, pd.DataFrame(broken, columns=ablation.COLUMNS)], ignore_index=True)
+    rows.attrs = study.rows.attrs
+    study = replace(study, rows=rows)
+    assert compare.finals(study, "validation accuracy").loc[7, "b"] == 0.1
+    assert pd.isna(compare.finals(study, "validation loss").loc[7, "b"])
+    assert compare.as_json(study)["variants"][1]["diverged"] == 1
+
+
+def test_differences_of_unknown_variants_are_refused():
+    with pytest.raises(ValueError, match="no settings of 'c': choose one of a, b"):
+        compare.differences({"a": {}, "b": {}}, "a", "c")
+
+
+@pytest.mark.parametrize(
+    "variants", [["he, batch", "he, none", "mine, batch", "mine, none"], [str(n) for n in range(9)]]
+)
+def test_every_variant_looks_different(variants):
+    found = compare.looks(variants)
+    assert list(found) == variants
+    assert len(set(found.values())) == len(variants)
+
+
+def test_a_grid_has_the_colours_of_its_first_field():
+    found = compare.looks(["he, batch norm", "he, no norm", "xavier, batch norm", "xavier, no norm"])
+    assert found["he, batch norm"][0] == found["he, no norm"][0] != found["xavier, no norm"][0]
+
+
+# ------------------------------------------------------------------------------------------------------- the page
+
+
+def test_page_is_one_file_that_asks_nothing_of_a_network(study):
+    text = compare.page([study])
+    assert re.findall(r"(?<![.\w])(?:src|href)\s*=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)", text) == []
+
+
+def test_names_from_data_cannot_leave_the_page(study):
+    name = "</script><script>alert('x')</script><b>"
+    rows = study.rows.replace({"variant": {"a": name}})
+    rows.attrs = study.rows.attrs
+    text = compare.page([replace(study, name=name, rows=rows, settings={name: {"data": name}})])
+    assert "<b>" not in text
+    assert text.count("</script>") == 2
+    content = re.search(r'type="application/json">(.*?)</script>', text, re.DOTALL)[1]
+    assert json.loads(content)["studies"][0]["variants"][0]["name"] == name
+
+
+def test_nothing_to_compare_is_said(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no .*gone.csv: name CSV files of experiments"):
+        compare.studies([tmp_path / "gone.csv"])
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="there is nothing to compare"):
+        compare.page(compare.studies([tmp_path / "other.csv"]))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="the page in a real browser: Chromium is not installed")
+def test_browser_shows_the_differences_that_evidence_gives(study, tmp_path):
+    """The page's own arithmetic against `evidence.compare`, in the text of the drawn page."""
+    (tmp_path / "compare.html").write_text(compare.page([study]), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", f"--user-data-dir={tmp_path}"]
+    address = (tmp_path / "compare.html").as_uri()
+    shown = subprocess.run(
+        [CHROMIUM, *flags, "--dump-dom", address], capture_output=True, text=True, timeout=120
+    ).stdout
+    row = evidence.compare(study.rows, "b").iloc[0]
+    low, high, mean = (
+        f"{100 * value:+.2f}".replace("-", "−") for value in (row["low"], row["high"], row["difference"])
+    )
+    assert f"a − b: {mean} ({low} to {high}), n = 5" in shown
+    assert "<polyline" in shown
+    assert "They are the same." in shown
+
+
+# ------------------------------------------------------------------------------------------------- in a notebook
+
+
+def test_summary_has_the_difference_that_evidence_gives(study):
+    table = compare.summary(study, "validation accuracy", ["a", "b"], "b").set_index("variant")
+    row = evidence.compare(study.rows, "b").iloc[0]
+    for name in ("difference", "low", "high"):
+        assert table.loc["a", name] == pytest.approx(100 * row[name])
+    assert pd.isna(table.loc["b", "difference"])
+    assert table["seconds"].tolist() == [6.0, 6.0]
+    alone = study.rows[(study.rows["variant"] == "b") | (study.rows["seed"] == 0)]
+    few = compare.summary(replace(study, rows=alone), "validation accuracy", ["a"], "b")
+    assert few["n"].tolist() == [1], "one pair: shown, but without a difference"
+    assert few["difference"].isna().all()
+
+
+def test_figure_draws_the_chosen_variants_and_their_differences(study):
+    fig = compare.figure(study, "validation loss", ["a", "b"], "b", "seconds", smoothing=2)
+    top, bottom = fig.axes
+    assert [text.get_text() for text in top.get_legend().get_texts()] == ["a", "b"]
+    assert top.get_xlabel() == "seconds of training"
+    assert [label.get_text().partition(":")[0] for label in bottom.get_yticklabels()] == ["a"]
+    assert len(compare.closed(fig).axes) == 2
+
+
+def test_exports_are_written_whole(study, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    paths = [
+        compare.save(study, "validation accuracy", ["a", "b"], "b", "epoch", 1, kind) for kind in ("png", "svg", "csv")
+    ]
+    assert [path.read_bytes()[:4] for path in paths[:2]] == [b"\x89PNG", b"<?xm"]
+    assert pd.read_csv(paths[2])["variant"].tolist() == ["a", "b"]
+    assert {path.parent.name for path in paths} == {"exports"}
+
+
+def test_tables_sort_and_escape(study):
+    rows = study.rows.replace({"variant": {"a": "<i>"}})
+    rows.attrs = study.rows.attrs
+    text = compare.tables(replace(study, rows=rows), "validation accuracy", ["b", "<i>"], "b", "mean")
+    assert text.index("&lt;i&gt;") < text.index("<td>b</td>"), "the best one first"
+    assert "<i>" not in text

@@ -1,0 +1,71 @@
+"""What a teacher hands out: the lessons without solutions and outputs, which still run from top to bottom."""
+
+import ast
+import shutil
+import subprocess
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TWINS = sorted((ROOT / "notebooks" / "src").glob("*.py"))
+
+
+def bound(code: str) -> set[str]:
+    """The names that a cell's code defines at its top level or below, functions' own ones too."""
+    nodes = list(ast.walk(ast.parse(code)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return names | {a.asname or a.name for n in nodes if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names}
+
+
+def used(code: str) -> set[str]:
+    """The names that a cell's code reads."""
+    return {
+        node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+
+
+def missing_without_solutions(cells: list[tuple[str, bool]]) -> set[str]:
+    """The names that cells (code, whether a solution) take from solutions only."""
+    known, solved, missing = set(), set(), set()
+    for code, is_solution in cells:
+        if is_solution:
+            solved |= bound(code) - known
+        else:
+            missing |= (used(code) - bound(code) - known) & solved
+            known |= bound(code)
+    return missing
+
+
+def test_a_name_from_a_solution_is_found():
+    assert missing_without_solutions([("a = 1", False), ("b = a", True), ("a + b", False)]) == {"b"}
+    assert missing_without_solutions([("a = 1", False), ("a = 2", True), ("a", False)]) == set()
+    assert missing_without_solutions([("import os", True), ("os.getcwd()", False)]) == {"os"}
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=lambda path: path.stem)
+def test_lesson_runs_without_its_solutions(twin):
+    cells = [cell for cell in jupytext.read(twin).cells if cell.cell_type == "code"]
+    assert (
+        missing_without_solutions([(cell.source, "solution" in cell.metadata.get("tags", [])) for cell in cells])
+        == set()
+    )
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="the handout: make is not installed")
+def test_handout_has_neither_solutions_nor_outputs(tmp_path):
+    commands = subprocess.run(["make", "-n", "handout"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = next(line for line in commands.splitlines() if "nbconvert" in line)
+    lesson = ROOT / "notebooks" / "00_start_here.ipynb"
+    command = command.replace("--output-dir handout", f"--output-dir '{tmp_path}'").replace(
+        "notebooks/*.ipynb", str(lesson)
+    )
+    subprocess.run(command, shell=True, cwd=ROOT, check=True, capture_output=True)
+    whole, handed = (nbformat.read(path, as_version=4) for path in (lesson, tmp_path / lesson.name))
+    solutions = [cell for cell in whole.cells if "solution" in cell.metadata.get("tags", [])]
+    assert len(solutions) > 0
+    assert len(handed.cells) == len(whole.cells) - len(solutions)
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in handed.cells if cell.cell_type == "code")

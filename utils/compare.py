@@ -1,0 +1,427 @@
+"""All runs that there are, shipped ones and the reader's own, side by side: as frames, and as one HTML page.
+
+python cnn.py compare results/*.csv runs/* --out compare.html
+"""
+
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from utils import ablation, evidence, experiments, files, plots, train, widgets
+from utils.model import CNNConfig
+from utils.train import Recipe
+
+METRICS = ("validation accuracy", "train accuracy", "validation loss", "train loss")
+SETTINGS, HISTORY = "settings.json", "history.csv"  # of a run of `python cnn.py train`
+TEMPLATE = Path(__file__).with_name("compare.html")
+PALETTE = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.VERMILION, plots.SKY, plots.DARK)
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
+SORTS = {"mean": False, "difference": False, "variant": True, "seconds": True, "n": False}  # column → ascending
+MOST_SEEDS = 50  # of one variant; t quantiles for these are in the page
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """Runs that belong together: `rows` with the columns of `ablation.COLUMNS`, the settings of each variant."""
+
+    name: str
+    question: str
+    rows: pd.DataFrame
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    own: bool = False
+
+    @property
+    def variants(self) -> list[str]:
+        """The variants in the order of their rows; the last is the baseline."""
+        return list(dict.fromkeys(self.rows["variant"]))
+
+
+def studies(paths: Iterable[str | Path] | None = None) -> list[Study]:
+    """Return what the files and folders of `paths` hold: rows of experiments (CSV), folders of trained runs.
+
+    None: everything, the shipped experiments, the reader's sweeps (`ablation.run`) and runs (`python cnn.py train`).
+    Runs of the same settings but for the seed are one variant. Other CSV files and folders are left out. Raises
+    ValueError for a path that does not exist, experiments.ResultsError for rows that are not as they were measured.
+    """
+    if paths is None:
+        shipped = [files.results_dir() / f"{name}.csv" for name in experiments.EXPERIMENTS]
+        paths = [path for path in shipped if path.exists()] + [ablation.sweeps(), files.ROOT / "runs"]
+    found, runs = [], []
+    for path in expanded(paths):
+        if (path / HISTORY).is_file():
+            runs.append(path)
+        elif path.suffix == ".csv" and is_rows(path) and not is_copy(path):
+            found.append(of_file(path))
+    order = list(experiments.EXPERIMENTS)
+    found.sort(key=lambda study: (study.own, order.index(study.name) if not study.own else 0))
+    return [*found, of_runs(runs)] if runs else found
+
+
+def expanded(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the files and the folders of runs in `paths`; of any other folder, its own."""
+    found = []
+    for path in map(Path, paths):
+        if not path.exists() and path not in (ablation.sweeps(), files.ROOT / "runs"):
+            raise ValueError(f"there is no {path}: name CSV files of experiments (results/*.csv) or folders in runs/")
+        inside = path.is_dir() and not (path / HISTORY).is_file()
+        found += sorted(path.iterdir()) if inside else [path]
+    return found
+
+
+def is_rows(path: Path) -> bool:
+    """True for a CSV file with the columns that `ablation.run` gives."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        return set(ablation.COLUMNS) <= set(next(lines, "").strip().split(","))
+
+
+def is_copy(path: Path) -> bool:
+    """True for what a shipped experiment left behind when it was measured here: its rows are in results/."""
+    return path.stem in experiments.EXPERIMENTS and path.parent == ablation.sweeps()
+
+
+def of_file(path: Path) -> Study:
+    """Return the study in a CSV file: a shipped experiment's, or of the reader's."""
+    if path.stem in experiments.EXPERIMENTS and path.parent.resolve() == files.results_dir().resolve():
+        results, experiment = experiments.load(path.stem), experiments.find(path.stem)
+        settings = {variant: flat(parts) for variant, parts in results.about["variants"].items()}
+        for variant, lr in results.about["best_lr"].items():
+            settings[variant]["lr"] = lr
+        return Study(path.stem, experiment.question, results.runs, settings)
+    rows = pd.read_csv(path)
+    about = path.with_name(f"{path.stem}.json")
+    known = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
+    settings = {variant: flat(parts) for variant, parts in known.get("variants", {}).items()}
+    if (rows.groupby("variant")["lr"].nunique() > 1).any():  # a sweep: each rate of each variant by itself
+        pairs = rows[["variant", "lr"]].drop_duplicates().itertuples(index=False)
+        settings = {f"{variant}, lr {lr:g}": {**settings.get(variant, {}), "lr": lr} for variant, lr in pairs}
+        rows["variant"] += rows["lr"].map(", lr {:g}".format)
+    rows.attrs = known.get("measured_on", {})
+    return Study(path.stem, f"Your own sweep {path.stem}", rows, settings, own=True)
+
+
+def flat(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of network, recipe and source in one dict; what they share is named once."""
+    source = {"data" if name == "name" else name: value for name, value in parts.get("source", {}).items()}
+    return {**parts.get("config", {}), **parts.get("recipe", {}), **source}
+
+
+def of_runs(folders: Sequence[Path]) -> Study:
+    """Return the runs of `python cnn.py train` in `folders` as one study, a variant for each choice of settings."""
+    frames, settings = [], {}
+    for folder in folders:
+        given = json.loads((folder / SETTINGS).read_text(encoding="utf-8")) if (folder / SETTINGS).exists() else {}
+        seed = given.pop("seed", 0)
+        variant = named(given) or "defaults"
+        settings[variant] = {**defaults(), **given}
+        history = pd.read_csv(folder / HISTORY)
+        frames.append(history.assign(experiment="runs", variant=variant, lr=settings[variant]["lr"], seed=seed))
+    rows = pd.concat(frames, ignore_index=True)
+    rows = rows.drop_duplicates(["variant", "seed", "epoch", "split", "metric"], keep="last")  # trained twice: the last
+    return Study("runs", "Your own runs", rows[ablation.COLUMNS], settings, own=True)
+
+
+def defaults() -> dict[str, Any]:
+    """Return every setting of a run as it is when nothing is chosen."""
+    return {**asdict(CNNConfig()), **asdict(Recipe())}
+
+
+def named(given: Mapping[str, Any]) -> str:
+    """Return a name made of the settings that decide what is learned, "norm none, lr 0.1"."""
+    known = [option.name for config in (CNNConfig, Recipe) for option in fields(config)]
+    decide = {name: value for name, value in given.items() if name in [*known, "data", "images", "size"]}
+    return ", ".join(f"{name} {Path(str(value)).name if name == 'data' else value}" for name, value in decide.items())
+
+
+# ------------------------------------------------------------------------------------------------- what is drawn
+
+
+def curves(study: Study, metric: str, axis: str = "epoch", smoothing: int = 1) -> pd.DataFrame:
+    """Return a row for each (variant, epoch): x, mean, half of the 95 % interval, n, of `metric` ("split name").
+
+    x is the epoch or, for axis="seconds", the median of the seeds' seconds. `smoothing` is over how many epochs, the
+    last ones, mean and half are averaged. Raises ValueError for other axes.
+    """
+    if axis not in ("epoch", "seconds"):
+        raise ValueError(f"axis={axis!r}: choose epoch or seconds")
+    split, _, name = metric.partition(" ")
+    rows = study.rows[(study.rows["split"] == split) & (study.rows["metric"] == name)]
+    frames = []
+    for variant in study.variants:
+        mine = rows[rows["variant"] == variant]
+        values = mine.pivot(index="epoch", columns="seed", values="value")
+        x = mine.groupby("epoch")["seconds"].median() if axis == "seconds" else values.index.to_series()
+        frame = pd.DataFrame({"x": x, "mean": values.mean(axis=1), "half": plots.half_intervals(values)})
+        frame[["mean", "half"]] = frame[["mean", "half"]].rolling(smoothing, min_periods=1).mean()
+        frames.append(frame.assign(variant=variant, n=values.count(axis=1)).reset_index())
+    return pd.concat(frames, ignore_index=True)
+
+
+def finals(study: Study, metric: str) -> pd.DataFrame:
+    """Return the last value of `metric` of each run, a row a seed, a column a variant, as `evidence.finals` does.
+
+    Where runs that diverged have no such value, those are left out.
+    """
+    try:
+        return evidence.finals(study.rows, metric)
+    except ValueError:
+        broken = study.rows[(study.rows["metric"] == train.DIVERGED) & (study.rows["value"] > 0)]
+        pairs = pd.MultiIndex.from_frame(broken[["variant", "seed"]])
+        whole = ~pd.MultiIndex.from_frame(study.rows[["variant", "seed"]]).isin(pairs)
+        return evidence.finals(study.rows[whole], metric) if whole.any() else pd.DataFrame()
+
+
+def summary(study: Study, metric: str, variants: Sequence[str], baseline: str) -> pd.DataFrame:
+    """Return a row for each of `variants`: n, mean, seconds, lr, and the paired difference from `baseline`, if any.
+
+    Accuracies are in percent, their differences in points, as `plots` shows them. Two seeds in common are needed for a
+    difference, which is NaN without them.
+    """
+    table, factor, rows = finals(study, metric), plots.scale_of(metric), []
+    for variant in variants:
+        values = table[variant].dropna() if variant in table else pd.Series(dtype=float)
+        pair = table[[variant, baseline]].dropna() if {variant, baseline} <= set(table) else pd.DataFrame()
+        mine = study.rows[study.rows["variant"] == variant]
+        seconds = mine.groupby("seed")["seconds"].max().median()
+        row = {"variant": variant, "n": len(values), "mean": factor * values.mean(), "seconds": seconds}
+        row |= {"lr": mine["lr"].iloc[0], "difference": math.nan, "low": math.nan, "high": math.nan}
+        if variant != baseline and len(pair) > 1:
+            found = evidence.paired(factor * pair[variant].to_numpy(), factor * pair[baseline].to_numpy())
+            row |= {name: found[name] for name in ("difference", "low", "high")}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def differences(settings: Mapping[str, Mapping[str, Any]], a: str, b: str) -> pd.DataFrame:
+    """Return the settings in which the variants `a` and `b` differ, a row each. Raises ValueError for unknown ones."""
+    for variant in (a, b):
+        if variant not in settings:
+            raise ValueError(f"no settings of {variant!r}: choose one of {', '.join(settings)}")
+    names = [name for name in {**settings[a], **settings[b]} if settings[a].get(name) != settings[b].get(name)]
+    return pd.DataFrame({a: [settings[a].get(n) for n in names], b: [settings[b].get(n) for n in names]}, index=names)
+
+
+def looks(variants: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Return colour and number of the dash pattern of each variant: of a grid, the first field has the colour."""
+    firsts = list(dict.fromkeys(variant.partition(", ")[0] for variant in variants))
+    grid = len(firsts) < len(variants)
+    own = firsts if grid else list(variants)
+    free = [shade for shade in PALETTE if shade not in map(plots.COLORS.get, own)] or list(PALETTE)
+    missing = [name for name in own if name not in plots.COLORS]
+    shades = {name: plots.COLORS[name] for name in own if name in plots.COLORS}
+    shades |= {name: free[place % len(free)] for place, name in enumerate(missing)}
+    found, seen = {}, {}
+    for variant in variants:
+        name = variant.partition(", ")[0] if grid else variant
+        found[variant] = shades[name], seen.get(shades[name], 0)
+        seen[shades[name]] = seen.get(shades[name], 0) + 1
+    return found
+
+
+def figure(
+    study: Study, metric: str, variants: Sequence[str], baseline: str, axis: str = "epoch", smoothing: int = 1
+) -> Figure:
+    """Return the curves of some `variants` with 95 % bands, and below them their paired differences from `baseline`."""
+    rows = summary(study, metric, variants, baseline).dropna(subset=["difference"])
+    fig, (top, bottom) = plt.subplots(
+        2, 1, figsize=(7.4, 3.6 + 0.42 * len(rows)), height_ratios=[3.2, 0.5 + 0.42 * len(rows)]
+    )
+    draw_curves(top, curves(study, metric, axis, smoothing), looks(study.variants), variants, metric)
+    top.set(xlabel="seconds of training" if axis == "seconds" else "epoch")
+    top.xaxis.get_major_locator().set_params(integer=axis == "epoch")
+    for place, row in enumerate(rows.itertuples()):
+        shade = looks(study.variants)[row.variant][0]
+        bottom.plot([row.low, row.high], [place, place], color=shade, lw=3, solid_capstyle="butt")
+        bottom.plot(row.difference, place, "o", color=shade, ms=7)
+    words = [f"{row.variant}: {row.difference:+.2f}, n = {row.n}" for row in rows.itertuples()]
+    bottom.set(yticks=range(len(rows)), yticklabels=words, ylim=(len(rows) - 0.5, -0.5))
+    bottom.yaxis.tick_right()  # below the legend
+    bottom.tick_params(axis="y", length=0)
+    bottom.spines["left"].set_visible(False)
+    bottom.axvline(0, color=plots.GREY, lw=1)
+    bottom.set_xlabel("points" if plots.scale_of(metric) == 100 else "nats")
+    bottom.set_title(f"difference from {baseline}: paired by seed, 95 % interval", loc="left")
+    return fig
+
+
+def draw_curves(
+    ax: Axes, frame: pd.DataFrame, shown: Mapping[str, tuple], variants: Sequence[str], metric: str
+) -> None:
+    """Draw the curves of `variants` in a frame of `curves`, named in a legend beside them."""
+    factor = plots.scale_of(metric)
+    for variant in variants:
+        mine, (shade, dash) = frame[frame["variant"] == variant], shown[variant]
+        x, y, half = mine["x"], factor * mine["mean"], factor * mine["half"]
+        ax.plot(x, y, color=shade, ls=DASHES[dash % len(DASHES)], lw=1.8, label=variant)
+        ax.fill_between(x, y - half, y + half, color=shade, alpha=0.2, lw=0)
+    n = f"{frame['n'].min()} to {frame['n'].max()}".removeprefix(f"{frame['n'].max()} to ")
+    ax.set_title(f"{metric} ({'% correct' if factor == 100 else 'nats'}): mean of {n} seeds, 95 % band", loc="left")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=2.6)
+
+
+def explore(found: Sequence[Study], start: str) -> None:
+    """Show `found` in a notebook, to pick from: experiment, variants, metric, axis, smoothing, baseline.
+
+    The figure of the study called `start` is an ordinary picture, which also reads without a kernel.
+    """
+    import ipywidgets
+
+    by_name = {study.name: study for study in found}
+    style, wide = {"description_width": "6.5em"}, {"width": "95%"}
+    study = ipywidgets.Dropdown(options=list(by_name), value=start, description="experiment", style=style)
+    metric = ipywidgets.Dropdown(options=METRICS, description="metric", style=style)
+    axis = ipywidgets.Dropdown(options={"epochs": "epoch", "seconds": "seconds"}, description="against", style=style)
+    smoothing = ipywidgets.IntSlider(1, 1, 5, description="mean over", style=style)
+    baseline = ipywidgets.Dropdown(description="baseline", style=style)
+    variants = ipywidgets.SelectMultiple(description="variants", style=style, layout=wide)
+    order = ipywidgets.Dropdown(options=[*SORTS], description="sort by", style=style)
+    table, about = ipywidgets.HTML(), ipywidgets.HTML()
+    buttons = [ipywidgets.Button(description=f"save {kind}") for kind in ("PNG", "SVG", "CSV")]
+    handle: list[Any] = [None]
+
+    def choose(_: Any = None) -> None:
+        names = by_name[study.value].variants
+        variants.options, variants.rows, baseline.options = names, min(8, len(names)), names
+        variants.value, baseline.value = tuple(names), names[-1]
+
+    def settings() -> tuple[Study, str, Sequence[str], str]:
+        return by_name[study.value], metric.value, variants.value, baseline.value
+
+    def draw(_: Any = None) -> None:
+        if baseline.value not in by_name[study.value].variants or not variants.value:
+            return  # between two choices
+        content = plots.quick_png(closed(figure(*settings(), axis.value, smoothing.value)))
+        handle[0] = plots.show_png(content, f"Figure: {study.value}, {metric.value}", handle[0]) or handle[0]
+        about.value = f"<p>{html.escape(by_name[study.value].question)}</p>"
+        table.value = tables(*settings(), order.value)
+
+    def export(button: Any) -> None:
+        path = save(*settings(), axis.value, smoothing.value, kind=button.description[-3:].lower())
+        about.value = f"<p>wrote {html.escape(str(path.relative_to(files.ROOT)))}</p>"
+
+    choose()
+    view = [study, metric, axis, smoothing, baseline, variants, order, ipywidgets.HBox(buttons), about, table]
+    widgets.show(ipywidgets.VBox(view), "(Run this cell to choose experiment, variants, metric, axis and smoothing.)")
+    draw()
+    study.observe(choose, "value")
+    for control in (study, metric, axis, smoothing, baseline, variants, order):
+        control.observe(draw, "value")
+    for button in buttons:
+        button.on_click(export)
+
+
+def closed(fig: Figure) -> Figure:
+    """Return `fig`, which pyplot no longer keeps."""
+    plt.close(fig)
+    return fig
+
+
+def tables(study: Study, metric: str, variants: Sequence[str], baseline: str, by: str) -> str:
+    """Return the `summary` sorted `by` a column, and below it the settings in which variants differ, as HTML."""
+    rows = summary(study, metric, variants, baseline).sort_values(by, ascending=SORTS[by])
+    differing = [
+        name for name in variants if name != baseline and name in study.settings and baseline in study.settings
+    ]
+    parts = [rows.to_html(index=False, float_format="{:.2f}".format, na_rep="", border=0)]
+    for variant in differing[:1]:
+        diff = differences(study.settings, variant, baseline)
+        parts.append(f"<p>settings that differ</p>{diff.to_html(border=0)}")
+    return "".join(parts)
+
+
+def save(
+    study: Study, metric: str, variants: Sequence[str], baseline: str, axis: str, smoothing: int, kind: str
+) -> Path:
+    """Write what is shown into exports/, as "png", "svg" or "csv" (the `summary`), and return the file's path."""
+    name = re.sub(r"\W+", "_", f"{study.name} {metric}")
+    path = files.ROOT / "exports" / f"{name}.{kind}"
+    if kind == "csv":
+        files.write_text(path, summary(study, metric, variants, baseline).to_csv(index=False))
+    else:
+        with files.atomic_path(path) as beside:
+            closed(figure(study, metric, variants, baseline, axis, smoothing)).savefig(beside, dpi=plots.DPI)
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------ the page
+
+
+def page(found: Sequence[Study]) -> str:
+    """Return one HTML page that shows `found`, all in one file that needs no network.
+
+    Names come from data: they reach the page as JSON and are written as text. Raises ValueError when there is nothing.
+    """
+    if not found:
+        raise ValueError(
+            "there is nothing to compare: name CSV files of experiments (results/*.csv) or folders of trained runs"
+        )
+    content = {"studies": [as_json(study) for study in found], "claims": claims_of(found), "metrics": METRICS}
+    content["t"] = [0.0, *(float(stats.t.ppf(0.975, n)) for n in range(1, MOST_SEEDS))]
+    text = json.dumps(clean(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    title = html.escape(f"Runs compared: {', '.join(study.name for study in found)}")
+    safe = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", title).replace("{{content}}", safe)
+
+
+def as_json(study: Study) -> dict[str, Any]:
+    """Return a study as the page has it: of each variant the curves, the last value of each seed, the settings."""
+    there = {f"{split} {name}" for split, name in study.rows[["split", "metric"]].drop_duplicates().to_numpy()}
+    metrics = [metric for metric in METRICS if metric in there]
+    by_epoch = {metric: curves(study, metric) for metric in metrics}
+    by_time = curves(study, metrics[0], "seconds") if metrics else pd.DataFrame(columns=["variant", "x"])
+    last = {metric: finals(study, metric) for metric in metrics}
+    variants = []
+    for variant, (shade, dash) in looks(study.variants).items():
+        mine = {metric: frame[frame["variant"] == variant] for metric, frame in by_epoch.items()}
+        lines = {
+            m: {"x": f["x"].tolist(), "y": rounded(f["mean"]), "half": rounded(f["half"])} for m, f in mine.items()
+        }
+        ends = {
+            m: {str(s): round(v, 5) for s, v in f[variant].dropna().items()} for m, f in last.items() if variant in f
+        }
+        rows = study.rows[study.rows["variant"] == variant]
+        broken = int(rows.loc[rows["metric"] == train.DIVERGED, "value"].sum())
+        variants.append(
+            {"name": variant, "color": shade, "dash": dash, "curves": lines, "finals": ends, "diverged": broken}
+            | {"seconds": rounded(by_time.loc[by_time["variant"] == variant, "x"])}
+            | {"settings": dict(study.settings.get(variant, {}))}
+        )
+    return {"name": study.name, "question": study.question, "own": study.own, "variants": variants}
+
+
+def rounded(values: pd.Series) -> list[float]:
+    """Return numbers short enough for a page."""
+    return [round(float(value), 5) for value in values]
+
+
+def clean(value: Any) -> Any:
+    """Return `value` with None in place of the numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): clean(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(each) for each in value]
+    return value
+
+
+def claims_of(found: Sequence[Study]) -> list[dict[str, Any]]:
+    """Return the course's claims about the shipped experiments in `found`, if all rows that they need are there."""
+    shipped = {study.name for study in found if not study.own}
+    try:
+        table = experiments.claims()
+    except experiments.ResultsError:
+        return []
+    wanted = table[table["experiment"].isin(shipped)]
+    columns = ["claim", "experiment", "metric", "margin", "n", "difference", "low", "high", "verdict"]
+    return wanted[columns].to_dict("records")
