@@ -1144,10 +1144,11 @@ may_help = "helps" if lowest[everywhere] > 0 else "may help"
 helps = {
     "supported": "Dropout everywhere helps by more than half a point when images are few",
     "refuted": "Dropout everywhere does not help by half a point, even when images are few",
-    "inconclusive": f"Dropout everywhere {may_help} when images are few; if by half a point, ten seeds cannot tell",
+    "inconclusive": f"Dropout everywhere {may_help} when images are few; ten seeds cannot tell if by half a point",
 }
 than_head = f"That it does half a point more than in the head alone is {judged[more]}"
-about_dropout = f"{helps[judged[everywhere]]}. {than_head}."
+with_all = "dropout everywhere helps, with all training images"
+about_dropout = f"{helps[judged[everywhere]]}. {than_head}. With all images, each seen once, it is {judged[with_all]}."
 he = [judged[f"He initialization beats PyTorch's default, {norm} batch norm"] for norm in ("without", "with")]
 about_he = f"That He's initialization beats PyTorch's default is {he[0]} without batch norm, and {he[1]} with it."
 
