@@ -259,6 +259,6 @@ def test_every_claim_names_variants_that_its_experiment_has():
 
 
 def test_the_declared_budget_is_kept():
-    """A typical run is 12,800 images x 4 epochs; none of the experiments sees much more than twice as many."""
+    """A typical run is 12,800 images x 4 epochs; the longest sees all 55,000 once."""
     for experiment in experiments.EXPERIMENTS.values():
-        assert experiment.source.images * experiment.recipe.epochs <= 51_200
+        assert (experiment.source.images or 55_000) * experiment.recipe.epochs <= 55_000
