@@ -405,3 +405,20 @@ def test_variants_without_a_colour_get_ones_that_no_other_has():
     assert len(set(shades.values())) == 4
     with pytest.raises(ValueError, match="expected at most 6"):
         plots.colors_of([f"width {n}" for n in range(7)])
+
+
+def test_claims_are_drawn_with_interval_margin_and_verdict():
+    row = {"lesson": "01_data", "claim": "one helps", "n": 7, "difference": 0.02, "low": 0.01, "high": 0.03}
+    table = pd.DataFrame(
+        [row | {"margin": 0.005, "verdict": "supported"}, row | {"margin": 0.05, "verdict": "refuted"}]
+    )
+    (ax,) = plots.claims(table).axes
+    intervals = [line for line in ax.get_lines() if list(line.get_xdata()) == [1.0, 3.0]]
+    assert [line.get_color() for line in intervals] == [plots.BLUE, plots.VERMILION]
+    assert {0.5, 5.0} <= {line.get_xdata()[0] for line in ax.get_lines() if len(line.get_xdata()) == 2}
+    assert [text.get_text() for text in ax.texts].count("+2.0, n = 7") == 2
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "supported: 1",
+        "inconclusive: 0",
+        "refuted: 1",
+    ]

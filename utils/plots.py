@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -38,6 +39,8 @@ FAMILIES: dict[str, dict[str, str]] = {
     "input_norm": {"data set": BLUE, "per-image": ORANGE, "0.5-0.5": GREEN, "0-255": SKY, "0-1": DARK},
 }
 COLORS = {variant: colour for family in FAMILIES.values() for variant, colour in family.items()}
+
+VERDICTS = {"supported": (BLUE, "o"), "inconclusive": (GREY, "s"), "refuted": (VERMILION, "D")}  # colour and marker
 
 PLAIN = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind text that would cross a line
 
@@ -345,6 +348,45 @@ def draw_forest(ax: Axes, rows: pd.DataFrame, shades: Mapping[str, str], margin:
     ax.set(ylim=(len(rows) - 0.4, -0.6), yticks=[], xlabel="difference, points" if factor == 100 else "difference")
     ax.spines["left"].set_visible(False)
     ax.set_title("paired by seed, 95 % interval", loc="left")
+
+
+def claims(table: pd.DataFrame) -> Figure:
+    """All rows of `experiments.claims` on one scale, by lesson: difference, 95 % interval, margin, n and verdict.
+
+    The axis, in accuracy points, is linear between −1 and 1 and logarithmic beyond.
+    """
+    fig, ax = plt.subplots(figsize=(2.9, 0.4 * len(table) + 0.5 * table["lesson"].nunique()), layout="none")
+    height, across = 0.0, {"transform": ax.get_yaxis_transform()}
+    for lesson, rows in table.groupby("lesson", sort=False):
+        ax.text(-1.3, height, f"lesson {int(lesson[:2])}", va="center", fontweight="bold", **across)
+        ax.plot([-1.3, 1.4], [height - 0.7] * 2, color="0.85", lw=1, clip_on=False, **across)
+        for place, row in enumerate(rows.itertuples(), start=1):
+            draw_claim(ax, height + place, row)
+        height += len(rows) + 1.4
+    ax.axvline(0, color=GREY, lw=1)
+    ax.set_xscale("symlog", linthresh=1, linscale=0.7)
+    ax.set(ylim=(height, -1), yticks=[], xlabel="difference, points")
+    ax.set_xticks([-10, -1, 0, 1, 10, 50], ["−10", "−1", "0", "1", "10", "50"])
+    ax.minorticks_off()
+    ax.spines["left"].set_visible(False)
+    for verdict, (shade, marker) in VERDICTS.items():
+        ax.plot([], [], marker + "-", color=shade, label=f"{verdict}: {(table['verdict'] == verdict).sum()}")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.2, 1), ncols=3)
+    return fig
+
+
+def draw_claim(ax: Axes, height: float, row: Any) -> None:
+    """Draws one row of `experiments.claims` at this height: its words, difference, interval, margin, and numbers."""
+    shade, marker = VERDICTS[row.verdict]
+    low, middle, high = (100 * value for value in (row.low, row.difference, row.high))
+    ax.plot([low, high], [height, height], color=shade, lw=2.5, solid_capstyle="butt")
+    ax.plot(middle, height, marker, color=shade, ms=6)
+    ax.plot([100 * row.margin] * 2, [height - 0.3, height + 0.3], color=INK, lw=1.5)
+    beside = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 10}
+    width = 43 if len(row.claim) <= 43 else len(row.claim) // 2 + 7  # two lines of about equal length
+    ax.text(-0.02, height, fill(row.claim, width), ha="right", linespacing=1.0, **beside)
+    words = DARK if row.verdict == "inconclusive" else shade
+    ax.text(1.02, height, f"{middle:+.1f}, n = {row.n}", color=words, **beside)
 
 
 def lr_sweep(runs: pd.DataFrame, metric: str = "validation accuracy") -> Figure:

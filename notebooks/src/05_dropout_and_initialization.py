@@ -1205,47 +1205,8 @@ Markdown(f"""
 # was set before the runs. The axis is linear between −1 and 1 and logarithmic beyond.
 
 # %%
-from textwrap import fill
-
-VERDICTS = {"supported": (plots.BLUE, "o"), "inconclusive": (plots.GREY, "s"), "refuted": (plots.VERMILION, "D")}
-
-
-def draw_claim(ax, height, row):
-    """One claim at this height: its words, its difference with interval and margin, and the numbers."""
-    shade, marker = VERDICTS[row.verdict]
-    low, middle, high = (100 * value for value in (row.low, row.difference, row.high))
-    ax.plot([low, high], [height, height], color=shade, lw=2.5, solid_capstyle="butt")
-    ax.plot(middle, height, marker, color=shade, ms=6)
-    ax.plot([100 * row.margin] * 2, [height - 0.3, height + 0.3], color=plots.INK, lw=1.5)
-    beside = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 10}
-    width = 43 if len(row.claim) <= 43 else len(row.claim) // 2 + 7  # two lines of about equal length
-    ax.text(-0.02, height, fill(row.claim, width), ha="right", linespacing=1.0, **beside)
-    shade = plots.DARK if row.verdict == "inconclusive" else shade
-    ax.text(1.02, height, f"{middle:+.1f}, n = {row.n}", color=shade, **beside)
-
-
-# %%
-fig, ax = plt.subplots(figsize=(2.9, 0.4 * len(claims) + 0.5 * claims["lesson"].nunique()), layout="none")
-height, across = 0.0, {"transform": ax.get_yaxis_transform()}
-for lesson, rows in claims.groupby("lesson", sort=False):
-    ax.text(-1.3, height, f"lesson {int(lesson[:2])}", va="center", fontweight="bold", **across)
-    ax.plot([-1.3, 1.4], [height - 0.7] * 2, color="0.85", lw=1, clip_on=False, **across)
-    height += 1
-    for row in rows.itertuples():
-        draw_claim(ax, height, row)
-        height += 1
-    height += 0.4
-ax.axvline(0, color=plots.GREY, lw=1)
-ax.set_xscale("symlog", linthresh=1, linscale=0.7)
-ax.set(ylim=(height, -1), yticks=[], xlabel="difference, points")
-ax.set_xticks([-10, -1, 0, 1, 10, 50], ["−10", "−1", "0", "1", "10", "50"])
-ax.minorticks_off()
-ax.spines["left"].set_visible(False)
-for verdict, (shade, marker) in VERDICTS.items():
-    ax.plot([], [], marker + "-", color=shade, label=f"{verdict}: {(claims['verdict'] == verdict).sum()}")
-ax.legend(loc="lower center", bbox_to_anchor=(0.2, 1), ncols=3)
-plots.save(fig, "05_all_claims")
-assert set(claims["verdict"]) <= set(VERDICTS)
+plots.save(plots.claims(claims), "05_all_claims")
+assert set(claims["verdict"]) <= set(plots.VERDICTS)
 
 # %% [markdown]
 # The same as a table, with links to the curves behind it, is in the [README](../README.md).

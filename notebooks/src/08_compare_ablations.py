@@ -68,36 +68,12 @@ plots.use_style()
 claims = experiments.claims()
 print(f"{len(claims)} claims: " + ", ".join(f"{n} {kind}" for kind, n in claims["verdict"].value_counts().items()))
 
-# %% jupyter={"source_hidden": true}
-# Draw all claims on one scale: click the dots to unfold the code
-from textwrap import fill
-
-import matplotlib.pyplot as plt
-
-MARKS = {"supported": ("o", plots.GREEN), "inconclusive": ("s", plots.GREY), "refuted": ("X", plots.VERMILION)}
-fig, ax = plt.subplots(figsize=(7.6, 0.4 * len(claims) + 0.8))
-for place, row in enumerate(claims.itertuples()):
-    mark, shade = MARKS[row.verdict]
-    ax.plot([100 * row.low, 100 * row.high], [place, place], color=shade, lw=2.5, solid_capstyle="butt")
-    ax.plot(100 * row.difference, place, mark, color=shade, ms=8, mec="white", mew=0.6)
-    ax.plot([100 * row.margin] * 2, [place - 0.3, place + 0.3], color=plots.INK, lw=1.2)
-    ax.text(1.02, place, row.n, transform=ax.get_yaxis_transform(), va="center", fontsize=10)
-ax.text(1.02, -1, "n", transform=ax.get_yaxis_transform(), va="center", fontweight="bold")
-ax.axvline(0, color=plots.GREY, lw=1)
-ax.set_xscale("symlog", linthresh=1, linscale=0.7)
-ticks = [-10, -3, -1, 0, 1, 3, 10, 30, 100]
-ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-ax.set_yticks(range(len(claims)), [fill(f"{int(row.lesson[:2])}  {row.claim}", 46) for row in claims.itertuples()])
-ax.set(ylim=(len(claims) - 0.5, -1.4), xlim=(-12, 110), xlabel="difference, accuracy points (logarithmic beyond 1)")
-ax.tick_params(axis="y", labelsize=9, length=0)
-for name, (mark, shade) in MARKS.items():
-    ax.plot([], [], mark, color=shade, label=name)
-ax.legend(loc="lower right", ncols=3, bbox_to_anchor=(1.0, 1.0), handletextpad=0.2)
-plots.save(fig, "08_claims")
+# %%
+plots.save(plots.claims(claims), "08_claims")
 
 # %% [markdown]
-# (The number before a claim is its lesson; 0 lies in the middle, and the scale is stretched there, so that one point and
-# forty fit into one picture.) From most to least:
+# (The axis is linear between −1 and 1 and logarithmic beyond, so that one point and forty fit into one picture.) From
+# most to least:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -105,7 +81,7 @@ ranked = claims.sort_values("difference", ascending=False)
 for row in ranked.itertuples():
     print(f"{100 * row.difference:+7.2f}  {row.verdict:<13} {row.claim}")
 assert (claims["low"] <= claims["difference"]).all()
-assert set(claims["verdict"]) <= set(MARKS)
+assert set(claims["verdict"]) <= set(plots.VERDICTS)
 assert ranked.iloc[0]["experiment"].startswith("residual"), "the answer to the question above"
 
 # %% [markdown]
@@ -191,12 +167,14 @@ def after(row, n):
 
 
 # %%
+import matplotlib.pyplot as plt
+
 ten = [row for row in claims.itertuples() if row.n == 10]
 judged = pd.DataFrame({n: [after(row, n) for row in ten] for n in range(2, 11)})
-counts = judged.apply(lambda column: column.value_counts()).reindex(MARKS).fillna(0)
+counts = judged.apply(lambda column: column.value_counts()).reindex(plots.VERDICTS).fillna(0)
 fig, ax = plt.subplots(figsize=(7.2, 2.9))
 bottom = 0 * counts.loc["supported"]
-for name, (_, shade) in MARKS.items():
+for name, (shade, _) in plots.VERDICTS.items():
     drawn = ax.bar(counts.columns, counts.loc[name], bottom=bottom, color=shade, width=0.8)
     ax.bar_label(drawn, [f"{n:.0f}" if n else "" for n in counts.loc[name]], label_type="center", color="white")
     ax.text(10.6, bottom[10] + counts.loc[name, 10] / 2, name, color=shade, va="center", fontweight="bold", fontsize=10)
