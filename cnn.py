@@ -294,6 +294,23 @@ def predict(
 
 
 @app.command()
+def export(
+    run: Annotated[Path | None, typer.Option(help="folder of a trained run; default: the newest in runs/")] = None,
+    out: Annotated[Path, typer.Option(help="the file to write")] = Path("model.onnx"),
+) -> None:
+    """Write a trained checkpoint as one ONNX file, which runs without PyTorch, and check it against the original."""
+    from utils import examine
+
+    if out.suffix != ".onnx":
+        raise ValueError(f"--out {out}: expected the name of a file that ends in .onnx")
+    model, card = checkpoint.load_model(run if run is not None else newest_run(checkpoint.MODEL_FILE))
+    difference = examine.export_onnx(model, card, out)
+    shape = "×".join(map(str, (model.config.in_channels, *card["image_size"])))
+    print(f"wrote {shown(out)}: uint8 images N×{shape}, 0 to 255, to logits N×{model.config.num_classes}")
+    print(f"onnxruntime's logits differ from PyTorch's by at most {difference:.1e}")
+
+
+@app.command()
 def stats(
     data_name: Annotated[str, typer.Option("--data", help=DATA_HELP)] = "fashion-mnist",
     size: Size = None,
@@ -446,6 +463,18 @@ def compare(
     found = comparison.studies(paths)
     files.write_text(out, comparison.page(found))
     print(f"wrote {shown(out)}: {', '.join(study.name for study in found)}; open it in a browser")
+
+
+@app.command(hidden=True)
+def links(
+    course: Annotated[str, typer.Option(help="https://github.com/OWNER/REPOSITORY")],
+    ref: Annotated[str, typer.Option(help="branch or tag")] = "main",
+) -> None:
+    """Write another place of the course on the web into every file that names it (then: make format)."""
+    from utils import links as places
+
+    changed = places.move(course, ref)
+    print(f"{course}, {ref}: changed {', '.join(str(shown(path)) for path in changed) or 'nothing'}")
 
 
 @app.command(hidden=True)

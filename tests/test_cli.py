@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import cnn
-from utils import ablation, checkpoint, cluster, data, experiments, files, train
+from utils import ablation, checkpoint, cluster, data, examine, experiments, files, train
 from utils.model import CNNConfig
 
 FAST = ["--images", "640", "--batch-size", "128", "--width", "4", "--threads", "1", "--precision", "fp32"]
@@ -93,6 +93,41 @@ def test_predict_ranks_three_classes(trained, tmp_path, monkeypatch, capsys):
     best = card["class_names"][model(data.normalize(image[None, None], stats)).argmax()]
     assert printed.split("boot.png: ")[1].startswith(best)
     assert run(monkeypatch, capsys, "predict", "--run", out, "--invert", tmp_path / "inverted.png")[1].count("%") == 3
+
+
+def test_export_writes_an_onnx_file_that_says_the_same(trained, tmp_path, monkeypatch, capsys):
+    out, _ = trained
+    status, printed = run(monkeypatch, capsys, "export", "--run", out, "--out", tmp_path / "made" / "net.onnx")
+    assert status == 0, printed
+    assert "net.onnx: uint8 images N×1×28×28, 0 to 255, to logits N×10" in printed
+    assert float(re.search(r"by at most (\S+)", printed)[1]) <= 1e-4
+    model, card = checkpoint.load_model(out)
+    images = data.load().validation.images[:20]
+    expected = model(data.normalize(images, data.ChannelStats(tuple(card["mean"]), tuple(card["std"]), 0)))
+    found = examine.run_onnx(tmp_path / "made" / "net.onnx", images)
+    torch.testing.assert_close(found, expected.detach(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--run", "nowhere"], "no checkpoint at nowhere/model.safetensors: train first"),
+        ([], "no run with a checkpoint"),
+        (["--out", "net.pt"], "--out net.pt: expected the name of a file that ends in .onnx"),
+    ],
+)
+def test_export_says_what_is_wrong(arguments, words, monkeypatch, capsys):
+    status, printed = run(monkeypatch, capsys, "export", *arguments)
+    assert status == 1
+    assert words in printed.replace("\\", "/")
+
+
+def test_what_an_export_needs_is_not_loaded_before():
+    """It takes seconds; `python cnn.py` must not wait for it."""
+    heavy = "captum", "onnx", "onnxruntime", "onnxscript", "torchmetrics", "ipycanvas"
+    code = f"import cnn, sys; from utils import examine; print([name for name in {heavy} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=files.ROOT, capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == "[]"
 
 
 def test_every_field_of_both_configurations_is_an_option(monkeypatch, capsys):

@@ -259,6 +259,6 @@ def test_every_claim_names_variants_that_its_experiment_has():
 
 
 def test_the_declared_budget_is_kept():
-    """A typical run is 12,800 images x 4 epochs; the longest sees all 55,000 once."""
+    """A typical run is 12,800 images x 4 epochs; the longest, of the ledger, sees 6,400 fifteen times."""
     for experiment in experiments.EXPERIMENTS.values():
-        assert (experiment.source.images or 55_000) * experiment.recipe.epochs <= 55_000
+        assert (experiment.source.images or 55_000) * experiment.recipe.epochs <= 96_000

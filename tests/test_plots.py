@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from datetime import datetime
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -12,7 +13,7 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from utils import plots
+from utils import evidence, plots
 from utils.data import Split
 from utils.model import CNN, GROWTHS, INITS, NORMS, PLACES, POOLS, CNNConfig
 from utils.train import History
@@ -422,3 +423,148 @@ def test_claims_are_drawn_with_interval_margin_and_verdict():
         "inconclusive: 0",
         "refuted: 1",
     ]
+
+
+# ------------------------------------------------------------------------------------------------------------ lesson 6
+
+
+def full_history(epochs: int = 3, run: str = "run") -> pd.DataFrame:
+    rows = []
+    for epoch in range(1, epochs + 1):
+        for split, metric, value in (
+            ("train", "loss", 1 / epoch),
+            ("train", "accuracy", 0.5 + 0.1 * epoch),
+            ("train", "images_per_second", 1000.0),
+            ("train", "lr", 0.1 * epoch),
+            ("validation", "loss", 1.1 / epoch),
+            ("validation", "accuracy", 0.4 + 0.1 * epoch),
+        ):
+            rows.append([run, epoch, epoch * 10, split, metric, value, float(epoch)])
+    return History(rows, columns=History.COLUMNS)
+
+
+def test_progress_shows_loss_accuracy_learning_rate_and_speed_and_is_redrawn_in_place():
+    fig = plots.progress(full_history(2))
+    assert plots.progress(full_history(3), fig) is fig
+    lines = {ax.get_ylabel(): [line.get_ydata().tolist() for line in ax.lines] for ax in fig.axes}
+    assert lines["accuracy (%)"] == [pytest.approx([60, 70, 80]), pytest.approx([50, 60, 70])]
+    assert lines["loss (nats)"] == [pytest.approx([1, 1 / 2, 1 / 3]), pytest.approx([1.1, 1.1 / 2, 1.1 / 3])]
+    assert lines["learning rate"] == [pytest.approx([0.1, 0.2, 0.3])]
+    assert lines["images/s"] == [[1000] * 3]
+    assert "train" in texts(fig)
+    assert "validation" in texts(fig)
+
+
+def test_progress_of_several_runs_is_several_lines():
+    both = pd.concat([full_history(run="a"), full_history(run="b")])
+    assert [len(ax.lines) for ax in plots.progress(both).axes] == [4, 4, 2, 2]
+
+
+def ledger_rows() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Three variants of ten seeds: +1 point, then +0.1 points; and their claims."""
+    rows = []
+    for variant, accuracy in (("start", 0.88), ("one-cycle", 0.89), ("flips", 0.891)):
+        for seed in range(10):
+            value = accuracy + 0.0005 * (seed % 3) + (0.0002 * (seed % 2) if variant == "flips" else 0)
+            rows.append([variant, 0.1, seed, 1, "validation", "accuracy", value])
+    runs = pd.DataFrame(rows, columns=["variant", "lr", "seed", "epoch", "split", "metric", "value"])
+    steps = [
+        evidence.compare(runs[runs["variant"].isin(pair)], pair[0], margin=0.005)
+        for pair in (("start", "one-cycle"), ("one-cycle", "flips"))
+    ]
+    return runs, pd.concat(steps)
+
+
+def test_ledger_stands_on_the_row_above():
+    runs, steps = ledger_rows()
+    left, right = plots.ledger(runs, steps).axes
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in left.patches]
+    means = [88 + 0.045, 89 + 0.045, 89.1 + 0.055]
+    assert bars == [pytest.approx(means[:2]), pytest.approx(means[1:])]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["start", "+ one-cycle", "+ flips"]
+    assert [text.get_text() for text in right.texts] == ["+1.00", "+0.11"]
+    assert [text.get_color() for text in right.texts] == [plots.VERDICTS[row][0] for row in ("supported", "refuted")]
+
+
+def test_confusion_writes_the_counts_and_leaves_out_zeros():
+    matrix = torch.tensor([[5, 0, 1], [2, 3, 0], [0, 0, 0]])
+    fig = plots.confusion(matrix, ["a", "b", "c"])
+    assert [text.get_text() for text in fig.axes[0].texts] == ["5", "1", "2", "3"]
+    assert [label.get_text() for label in fig.axes[0].get_yticklabels()] == ["a", "b", "c"]
+    assert fig.axes[0].get_title("left") == "n = 11 images"
+    assert len(plots.confusion(torch.ones(30, 30, dtype=torch.int64), list(map(str, range(30)))).axes[0].texts) == 0
+
+
+def test_reliability_leaves_out_bins_that_say_nothing():
+    rows = pd.DataFrame({"n": [3, 0, 50], "confidence": [0.2, np.nan, 0.9], "accuracy": [1.0, np.nan, 0.8]})
+    _, ax = plt.subplots()
+    plots.draw_reliability(ax, rows, plots.BLUE)
+    assert ax.collections[0].get_offsets().tolist() == [pytest.approx([90, 80])]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_heat_is_warm_where_it_is_and_grey_elsewhere(channels):
+    heat = torch.zeros(8, 8)
+    heat[:4] = 1.0
+    _, ax = plt.subplots()
+    plots.show_heat(ax, torch.full((channels, 8, 8), 100, dtype=torch.uint8), heat)
+    pixels = ax.images[0].get_array()
+    assert np.ptp(pixels[5, 3]) < 1e-6  # grey
+    assert pixels[2, 3, 0] - pixels[2, 3, 2] > 0.2  # more red than blue
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_explanation_names_the_answer_and_ranks_the_classes(channels):
+    image, p = torch.zeros(channels, 28, 28, dtype=torch.uint8), torch.tensor([0.1, 0.7, 0.2])
+    picture, heat, bars = plots.explanation(image, torch.zeros(28, 28), p, ["a", "b", "c"]).axes
+    assert heat.get_title() == "what speaks for\nb"
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["b", "c", "a"]
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx([70, 20, 10])
+    assert len(picture.images) == 1
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """`plots.ask` shown: what was asked for (path, inverted), what was shown (text, handle), and the widgets."""
+    calls, shown, views = [], [], []
+    monkeypatch.setattr(plots, "show_png", lambda content, text, handle=None: shown.append((text, handle)) or "first")
+    monkeypatch.setattr(plots.widgets, "show", lambda view, text: views.append(view))
+
+    def answer(path, invert):
+        if path.suffix == ".txt":
+            raise ValueError(f"{path.name} is not an image, <b>really</b>")
+        calls.append((path, invert))
+        return small_figure()
+
+    example = tmp_path / "example.png"
+    example.write_bytes(b"an image")
+    plots.ask(answer, example)
+    upload, *_, invert, said = views[0].children
+    return calls, shown, upload, invert, said
+
+
+def upload_file(button: ipywidgets.FileUpload, name: str, content: bytes) -> None:
+    file = {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content)}
+    button.value = (file | {"last_modified": datetime(2026, 1, 1)},)
+
+
+def test_ask_shows_the_example_then_what_is_uploaded_in_its_place(asked):
+    calls, shown, upload, invert, _ = asked
+    assert shown == [("Figure: the answer to example.png", None)]
+    upload_file(upload, "../my shirt.png", b"other")
+    assert calls[-1][0].name == "my shirt.png"
+    assert calls[-1][0].read_bytes() == b"other"
+    assert "tmp" not in shown[-1][0]
+    invert.value = True
+    assert calls[-1][1] is True
+    assert [handle for _, handle in shown] == [None, "first", "first"]
+    assert plt.get_fignums() == []
+
+
+def test_ask_says_what_is_wrong_with_an_image_and_goes_on(asked):
+    calls, _, upload, _, said = asked
+    upload_file(upload, "notes.txt", b"no image")
+    assert said.value == "✘ notes.txt is not an image, &lt;b&gt;really&lt;/b&gt;"
+    upload_file(upload, "b.png", b"image")
+    assert said.value == ""
+    assert len(calls) == 2

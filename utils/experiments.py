@@ -6,9 +6,11 @@ results/NAME.json beside them has their plan, machine and checksum, and a finger
 
 import hashlib
 import io
+import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,27 @@ DEPTHS = {"10 layers": 4, "22 layers": 10, "58 layers": 28, "102 layers": 50}
 GAINS = {"he": "he", "xavier": "xavier", "default": "default", "too small": 0.3, "too large": 5.0}  # He's is 1.41
 
 LONG, FEW = replace(SHORT, epochs=16), ablation.Source(images=3_000)  # many times over few images: they overfit
+
+# One improvement at a time: what each variant changes against the one before it.
+LEDGER = {
+    "start": {"schedule": "constant", "weight_decay": 0.0, "flip": False, "crop_padding": 0},
+    "one-cycle": {"schedule": "one-cycle"},
+    "weight decay": {"weight_decay": 5e-4},
+    "flips": {"flip": True},
+    "crops": {"crop_padding": 1},
+    "label smoothing": {"label_smoothing": 0.1},
+    "averaged weights": {"ema": 0.99},
+}
+LEDGER_CLAIMS = {
+    "one-cycle": "a learning rate that rises and falls beats a constant one",
+    "weight decay": "weight decay helps",
+    "flips": "training on mirrored images, too, helps",
+    "crops": "training on randomly shifted images, too, helps",
+    "label smoothing": "label smoothing helps",
+    "averaged weights": "averaging the weights over the last steps helps",
+}
+BALANCE = dict(zip(LEDGER, itertools.accumulate(LEDGER.values(), operator.or_), strict=True))  # all that a variant has
+FULL = Recipe(**BALANCE["averaged weights"], epochs=18)  # everything put together, for all images
 
 BATCHES = {"2 images": 2, "8 images": 8, "32 images": 32, "256 images": 256}
 BATCH_RATES = {
@@ -277,16 +300,45 @@ EXPERIMENTS: dict[str, Experiment] = {
         seeds=tuple(range(5)),
         claims=(Claim("before the head, dropping half beats dropping a tenth", "head, rate 0.5", "head, rate 0.1"),),
     ),
+    "dropout_rate_no_norm": Experiment(
+        question='And without batch norm: how much dropout, when images are few? ("dropout" has 0.2.)',
+        lesson="05_dropout_and_initialization",
+        base=replace(SMALL, norm="none", dropout=0.2, dropout_where="head"),
+        recipe=LONG,
+        source=FEW,
+        vary={
+            "dropout_where": ("everywhere", "channels", "head"),
+            "dropout": {"rate 0.1": 0.1, "rate 0.5": 0.5},
+        },
+        lrs=LOW_RATES[:-1],
+        tuning_seeds=(100,),
+        seeds=tuple(range(5)),
+        claims=(
+            Claim(
+                "without batch norm, dropping half before the head beats dropping a tenth",
+                "head, rate 0.5",
+                "head, rate 0.1",
+            ),
+        ),
+    ),
     "dropout_full": Experiment(
-        question="Where does dropout help, when images are many, and each is seen once?",
+        question="Where does dropout help, when images are many, and each is seen once? With batch norm, and without.",
         lesson="05_dropout_and_initialization",
         base=replace(SMALL, dropout=0.2, dropout_where="head"),
         recipe=replace(SHORT, epochs=1),
         source=ablation.Source(),
-        vary={"dropout_where": ("everywhere", "head", "none")},
-        lrs=WIDE_RATES[1:],
+        vary={"dropout_where": ("everywhere", "channels", "head", "none"), "norm": NORMS},
+        lrs={f"{where}, batch norm": WIDE_RATES[1:] for where in PLACES}
+        | {f"{where}, no norm": LOW_RATES[:-1] for where in PLACES},
         tuning_seeds=(100,),
-        claims=(Claim("dropout everywhere helps, with all training images", "everywhere", "none"),),
+        claims=(
+            Claim("dropout everywhere helps, with all training images", "everywhere, batch norm", "none, batch norm"),
+            Claim(
+                "dropout everywhere helps, with all training images and without batch norm",
+                "everywhere, no norm",
+                "none, no norm",
+            ),
+        ),
     ),
     "init": Experiment(
         question="He, Xavier, or PyTorch's default? And weights that are too small or too large?",
@@ -318,6 +370,24 @@ EXPERIMENTS: dict[str, Experiment] = {
                 "he, batch norm",
                 -0.5 * POINT,
             ),
+        ),
+    ),
+    "ledger": Experiment(
+        question="What does each part of the training recipe bring, one after the other?",
+        lesson="06_full_training",
+        base=CNNConfig(),
+        recipe=Recipe(epochs=15, batch_size=128),
+        source=ablation.Source(images=6_400),
+        vary={"schedule": {name: settings["schedule"] for name, settings in BALANCE.items()}},
+        along={
+            name: {field: value for field, value in settings.items() if field != "schedule"}
+            for name, settings in BALANCE.items()
+        },
+        lrs=dict.fromkeys(LEDGER, WIDE_RATES[:-1]) | {"start": LOW_RATES, "one-cycle": WIDE_RATES, "flips": WIDE_RATES},
+        tuning_seeds=(100,),
+        claims=(
+            *(Claim(LEDGER_CLAIMS[name], name, before) for before, name in itertools.pairwise(LEDGER)),
+            Claim("all parts of the recipe together help", "averaged weights", "start"),
         ),
     ),
 }
@@ -434,17 +504,33 @@ def changes(then: Any, now: Any, path: str = "") -> list[str]:
 
 def save(name: str, results: Results) -> None:
     """Write results/`name`.csv, and then `name`.json, which holds the checksum of the rows."""
-    rows = pd.concat([results.sweep, results.runs])
-    text = rows.assign(seconds=rows["seconds"].round(2)).to_csv(index=False)
+    write_rows(name, pd.concat([results.sweep, results.runs]), results.about)
+
+
+def write_rows(name: str, rows: pd.DataFrame, about: Mapping[str, Any]) -> None:
+    """Write rows to results/`name`.csv, and what they are rows of to `name`.json, with their checksum."""
+    text = rows.assign(seconds=rows["seconds"].astype(float).round(2)).to_csv(index=False)
     files.write_text(files.results_dir() / f"{name}.csv", text)
-    about = results.about | {"rows_sha256": hashlib.sha256(text.encode()).hexdigest()}
-    files.write_text(files.results_dir() / f"{name}.json", json.dumps(about, indent=1) + "\n")
+    record = dict(about) | {"rows_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    files.write_text(files.results_dir() / f"{name}.json", json.dumps(record, indent=1) + "\n")
 
 
 def load(name: str) -> Results:
     """Return the shipped results of the experiment called `name`. Raises ResultsError."""
-    experiment, path = find(name), files.results_dir() / f"{name}.csv"
-    remedy = f"measure them (python cnn.py ablate {name}), or take them from git (git checkout results/{name}.*)"
+    experiment = find(name)
+    rows, about = read_rows(name, ablation.COLUMNS, f"ablate {name}")
+    rows.attrs = about["measured_on"]
+    tuned = rows["seed"].isin(experiment.tuning_seeds)
+    return Results(rows[tuned].reset_index(drop=True), rows[~tuned].reset_index(drop=True), about)
+
+
+def read_rows(name: str, columns: Sequence[str], command: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return what `write_rows` wrote: the rows, and what they are rows of.
+
+    Raises ResultsError where they are missing, damaged or edited; its remedy is the `command` of cnn.py.
+    """
+    path = files.results_dir() / f"{name}.csv"
+    remedy = f"measure them (python cnn.py {command}), or take them from git (git checkout results/{name}.*)"
     try:
         text = path.read_bytes()
         about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -453,14 +539,12 @@ def load(name: str) -> Results:
         raise ResultsError(f"no results of {name!r}, {Path(error.filename).name} is missing: {remedy}") from error
     except ValueError as error:
         raise ResultsError(f"the results of {name!r} cannot be read ({error}): {remedy}") from error
-    missing = [column for column in ablation.COLUMNS if column not in rows]
+    missing = [column for column in columns if column not in rows]
     if missing:
         raise ResultsError(f"{path.name} lacks the column {', '.join(missing)}: {remedy}")
     if not isinstance(about, dict) or about.get("rows_sha256") != hashlib.sha256(text).hexdigest():
         raise ResultsError(f"the rows in {path.name} are not those that were measured (edited?): {remedy}")
-    rows.attrs = about["measured_on"]
-    tuned = rows["seed"].isin(experiment.tuning_seeds)
-    return Results(rows[tuned].reset_index(drop=True), rows[~tuned].reset_index(drop=True), about)
+    return rows, about
 
 
 def claims(read: Callable[[str], Results] = load) -> pd.DataFrame:
@@ -477,6 +561,19 @@ def claims(read: Callable[[str], Results] = load) -> pd.DataFrame:
             rows.append(row.assign(claim=claim.text, experiment=name, lesson=experiment.lesson))
     table = pd.concat(rows, ignore_index=True)
     return table.assign(verdict=evidence.verdicts(table))
+
+
+def in_words(table: pd.DataFrame, *names: str) -> str:
+    """Return verdict, difference and interval of each claim of the experiments called `names`, of rows of `claims`."""
+    lines = []
+    for row in table[table["experiment"].isin(names)].itertuples():
+        low, high, margin = 100 * row.low, 100 * row.high, 100 * row.margin
+        lines += [
+            f"{row.claim}: {row.verdict}",
+            f"    {row.variant} − {row.baseline}: {100 * row.difference:+.2f} points of {row.metric}",
+            f"    95 % interval {low:+.2f} to {high:+.2f}, n = {row.n}; the claim: more than {margin:+g}",
+        ]
+    return "\n".join(lines)
 
 
 def claims_table(table: pd.DataFrame) -> str:

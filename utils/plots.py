@@ -1,9 +1,12 @@
 """What the reader sees: one style, one colour a variant, and the figures that more than one lesson draws."""
 
 import base64
+import html
 import io
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from textwrap import fill
 from typing import Any
 
@@ -23,6 +26,7 @@ from utils.data import Split
 from utils.model import CNN, parts
 
 BLUE, ORANGE, GREEN, VERMILION, SKY = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#56b4e9"  # seaborn's "colorblind"
+NAVY, BROWN = "#332288", "#7b3f00"  # where five colours and grey are not enough
 INK, DARK, GREY = "#333333", "#555555", "#949494"
 
 # Blue is what the course's network does, dark grey is going without, other colours are other ways to do it.
@@ -37,6 +41,16 @@ FAMILIES: dict[str, dict[str, str]] = {
     "pooling": {"max": BLUE, "max everywhere": SKY, "average": ORANGE, "stride": GREEN},
     "dropout_where": {"none": DARK, "head": ORANGE, "everywhere": GREEN, "channels": SKY},
     "input_norm": {"data set": BLUE, "per-image": ORANGE, "0.5-0.5": GREEN, "0-255": SKY, "0-1": DARK},
+    "ledger": {
+        "start": DARK,
+        "one-cycle": ORANGE,
+        "weight decay": GREEN,
+        "flips": SKY,
+        "crops": NAVY,
+        "label smoothing": BROWN,
+        "averaged weights": BLUE,
+    },
+    "training": {"no augmentation": DARK, "flips and crops": BLUE, "label smoothing": BROWN},
 }
 COLORS = {variant: colour for family in FAMILIES.values() for variant, colour in family.items()}
 
@@ -237,6 +251,30 @@ def history(history: pd.DataFrame, fig: Figure | None = None) -> Figure:
     return fig
 
 
+def progress(history: pd.DataFrame, fig: Figure | None = None) -> Figure:
+    """What `history` shows, and below it the learning rate and the speed, over the epochs of a `train.History`.
+
+    With `fig`, that figure is cleared and drawn anew, as `history` does it. Several runs are several lines.
+    """
+    fig = fig or plt.figure(figsize=(7.2, 4.6))
+    fig.clear()
+    panels = {"loss": "loss (nats)", "accuracy": "accuracy (%)", "lr": "learning rate", "images_per_second": "images/s"}
+    epochs = int(history["epoch"].max())
+    for ax, (metric, label) in zip(fig.subplots(2, 2).flat, panels.items(), strict=True):
+        of_split = metric in ("loss", "accuracy")
+        last = {}
+        for (split, _), rows in history[history["metric"] == metric].groupby(["split", "run"], sort=False):
+            values = rows["value"].to_numpy() * (100 if metric == "accuracy" else 1)
+            ax.plot(rows["epoch"], values, "o-", ms=3, lw=1.5, color=color(split) if of_split else INK)
+            last[split] = values[-1]
+        for split, height in spread(last, ax).items() if of_split else ():
+            ax.text(epochs * 1.04, height, split, color=color(split), va="center", fontsize=10, fontweight="bold")
+        ax.set(xlabel="epoch", ylabel=label, xlim=(0, epochs * 1.01))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set_ylim(bottom=None if of_split else 0)
+    return fig
+
+
 def colors_of(variants: Sequence[str]) -> dict[str, str]:
     """A colour for each variant: its own everywhere, or, where it has none, one that no other here has."""
     free = [shade for shade in (BLUE, ORANGE, GREEN, VERMILION, SKY, DARK) if shade not in map(COLORS.get, variants)]
@@ -268,7 +306,8 @@ def experiment(runs: pd.DataFrame, metric: str = "validation accuracy") -> Figur
     Differences are from the last variant. Verdicts are left to `experiments.claims`, which knows the course's others.
     """
     values = list(dict.fromkeys(name.partition(", ")[2] for name in runs["variant"]))
-    fig, axes = plt.subplots(len(values), 2, figsize=(7.2, 3.4 * len(values)), width_ratios=[3, 2], squeeze=False)
+    height = max(3.4, 0.9 * runs["variant"].nunique() / len(values))  # inches: room for the words on each difference
+    fig, axes = plt.subplots(len(values), 2, figsize=(7.2, height * len(values)), width_ratios=[3, 2], squeeze=False)
     for value, (left, right) in zip(values, axes, strict=True):
         part = ablation.facet(runs, value) if value else runs
         variants = list(dict.fromkeys(part["variant"]))
@@ -537,3 +576,145 @@ def draw_arrow(ax: Axes, left: float, right: float, residual: bool) -> None:
         ax.add_patch(FancyArrowPatch((left + 0.02, 0.03), (right - 0.075, 0.08), **around))
         ax.add_patch(Circle((right - 0.075, 0), 0.075, fc="white", ec=INK, lw=1.1, zorder=200))
         ax.text(right - 0.075, -0.005, "+", ha="center", va="center", fontsize=9, zorder=201)
+
+
+# ------------------------------------------------------------------------------------------------------ lesson 6
+
+
+def ledger(runs: pd.DataFrame, steps: pd.DataFrame) -> Figure:
+    """A row a variant, each with one change more than that above: validation accuracy, and what the change brought.
+
+    `runs` are an experiment's, in the order of the ledger. `steps` are the rows of `experiments.claims` that compare
+    each variant with the one above. On the left means as a waterfall, with 95 % intervals; on the right the
+    differences, paired by seed, with theirs, and the margin as a short black line.
+    """
+    ends = 100 * evidence.finals(runs, "validation accuracy")  # a row a seed, a column a variant
+    names, means = list(ends.columns), ends.mean()
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.8, 0.55 * len(names) + 1.0), sharey=True, width_ratios=[1, 1])
+    for place, name in enumerate(names):
+        if place:
+            low, high = sorted((means.iloc[place - 1], means[name]))
+            left.barh(place, high - low, left=low, height=0.5, color=color(name), alpha=0.45)
+            left.plot([means.iloc[place - 1]] * 2, [place - 1, place + 0.25], color=GREY, lw=1, zorder=0)
+        half = half_intervals(ends[[name]].T).iloc[0]
+        left.errorbar(means[name], place, xerr=half, fmt="o", color=color(name), capsize=3, ms=5)
+    for row in steps.itertuples():
+        draw_step(right, names.index(row.variant), row)
+    right.axvline(0, color=GREY, lw=1)
+    left.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5), xlabel="validation accuracy (%)")
+    left.set_yticklabels([names[0], *(f"+ {name}" for name in names[1:])])
+    right.tick_params(axis="y", length=0)
+    right.set_xlabel("difference from the row above, points")
+    left.set_title(f"mean of {len(ends)} seeds, 95 % interval", loc="left")
+    right.set_title("paired by seed, 95 % interval", loc="left")
+    for verdict, (shade, marker) in VERDICTS.items():
+        right.plot([], [], marker + "-", color=shade, label=verdict)
+    right.legend(loc="upper right", fontsize=9, borderpad=0)
+    return fig
+
+
+def draw_step(ax: Axes, place: int, row: Any) -> None:
+    """Draws the difference of one row of `experiments.claims`, with interval, margin and verdict, at this height."""
+    shade, marker = VERDICTS[row.verdict]
+    low, middle, high = (100 * value for value in (row.low, row.difference, row.high))
+    ax.plot([low, high], [place, place], color=shade, lw=2.5, solid_capstyle="butt")
+    ax.plot(middle, place, marker, color=shade, ms=6)
+    ax.plot([100 * row.margin] * 2, [place - 0.2, place + 0.2], color=INK, lw=1.5)
+    words = DARK if row.verdict == "inconclusive" else shade
+    ax.annotate(
+        f"{round(middle, 2) + 0.0:+.2f}", (middle, place), (0, 7), textcoords="offset points", ha="center", color=words
+    )
+
+
+def confusion(matrix: Tensor, class_names: Sequence[str]) -> Figure:
+    """How many images of each true class (row) were taken for each class (column), from `examine.confusion`.
+
+    The colour is the share of the row, on a scale in which rare mistakes show; counts of zero are left out.
+    """
+    shares = (matrix / matrix.sum(1, keepdim=True).clamp_min(1)).numpy()
+    side = 1.8 + 0.5 * len(class_names)
+    fig, ax = plt.subplots(figsize=(min(side, 7.4), min(side, 7.4) * 0.86))
+    ax.imshow(shares**0.4, cmap="Blues", vmin=0, vmax=1.25)
+    for row, column in (matrix > 0).nonzero().tolist() if len(class_names) <= 20 else ():
+        bold = {"color": "white", "fontweight": "bold"} if row == column else {"color": INK}
+        ax.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=9.5, **bold)
+    ax.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(class_names)), class_names)
+    ax.set(xlabel="the network's answer", ylabel="true class")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(f"n = {int(matrix.sum()):,} images", loc="left")
+    return fig
+
+
+def draw_reliability(ax: Axes, rows: pd.DataFrame, shade: str) -> None:
+    """Draws accuracy against confidence from `examine.reliability`, the area of a dot growing with the bin's images.
+
+    Bins of fewer than ten images are left out: a few say nothing about a share.
+    """
+    there = rows[rows["n"] >= 10]
+    ax.plot([0, 100], [0, 100], "--", color=GREY, lw=1)
+    ax.plot(100 * there["confidence"], 100 * there["accuracy"], "-", color=shade, lw=1.2)
+    sizes = 12 + 500 * there["n"] / rows["n"].sum()
+    ax.scatter(100 * there["confidence"], 100 * there["accuracy"], sizes, color=shade, alpha=0.7, lw=0)
+    ax.set(xlim=(0, 104), ylim=(0, 104), xlabel="confidence (%)", ylabel="right (%)")
+    ax.set_aspect("equal")
+
+
+def show_heat(ax: Axes, image: Tensor, heat: Tensor, title: str = "", **options) -> None:
+    """Draws a uint8 C×H×W image in grey, and over it `heat`, H×W from 0 to 1: the warmer, the more."""
+    grey = image.float().mean(0) / 255  # H×W
+    warm = torch.from_numpy(plt.get_cmap("inferno")(heat.clamp(0, 1).numpy())[..., :3])  # H×W×3
+    share = 0.75 * heat.clamp(0, 1)[..., None]
+    mixed = (1 - share) * (0.15 + 0.7 * grey[..., None]) + share * warm
+    show_image(ax, mixed.permute(2, 0, 1).float(), title, **options)
+
+
+def explanation(image: Tensor, heat: Tensor, p: Tensor, class_names: Sequence[str]) -> Figure:
+    """One uint8 C×H×W image, where in it the answer comes from (`examine.grad_cam`, H×W), and the likeliest classes.
+
+    `p` are the K probabilities of the classes.
+    """
+    top = p.topk(min(5, len(p)))
+    fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.4), width_ratios=[1, 1, 1.1])
+    show_image(axes[0], image, "what the network gets")
+    show_heat(axes[1], image, heat, f"what speaks for\n{class_names[top.indices[0]]}")
+    shades = [BLUE, *[GREY] * (len(top.values) - 1)]
+    axes[2].barh(range(len(shades)), 100 * top.values.numpy(), color=shades)
+    axes[2].set_yticks(range(len(shades)), [class_names[i] for i in top.indices])
+    axes[2].set(ylim=(len(shades) - 0.4, -0.6), xlim=(0, 100), xlabel="probability (%)")
+    return fig
+
+
+def ask(answer: Callable[[Path, bool], Figure], example: Path, colour: bool = False) -> None:
+    """Shows ways to upload and to draw an image, a switch to invert it, and the figure that `answer` makes of its file.
+
+    The figure of `example`, a file, is an ordinary picture in the notebook, which also reads without a kernel. What
+    `answer` objects to in an image (ValueError) is said below the buttons. `colour`: draw in colours.
+    """
+    import ipywidgets
+
+    folder = tempfile.TemporaryDirectory(prefix="own-image-")
+    invert = ipywidgets.Checkbox(description="invert: swap dark and light", indent=False)
+    said = ipywidgets.HTML()
+    now = {"path": Path(example), "folder": folder}  # the folder stays as long as the widgets do
+
+    def show(handle: Any = None) -> Any:
+        try:
+            fig = answer(now["path"], invert.value)
+        except ValueError as error:
+            said.value = f"✘ {html.escape(str(error), quote=False)}"
+            return handle
+        said.value = ""
+        plt.close(fig)
+        return show_png(png(fig), f"Figure: the answer to {now['path'].name}", handle)
+
+    def receive(name: str, content: bytes) -> None:
+        now["path"] = Path(folder.name) / (Path(name).name or "image")
+        now["path"].write_bytes(content)
+        show(handle)
+
+    views = [widgets.uploader(receive), *widgets.sketcher(receive, colour), invert, said]
+    widgets.show(ipywidgets.VBox(views), "(Run this cell to upload or to draw an image of your own.)")
+    handle = show()
+    invert.observe(lambda _: show(handle), "value")

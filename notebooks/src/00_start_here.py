@@ -16,12 +16,18 @@
 # %% [markdown]
 # # Start here
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cnn-course/cnn-course/blob/main/notebooks/00_start_here.ipynb) [![Open on Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/cnn-course/cnn-course/main?labpath=notebooks/00_start_here.ipynb)
+#
 # **What is inside a convolutional network, and which part makes it work?** This course takes one small network apart,
 # decision by decision: predict what a part does, take it out, measure what changes.
 #
 # In this first lesson you build the whole thing: one residual block, the network, and the loop that trains it. You check
 # each piece against the course's own code, train it on real images, and measure your machine. You need Python and a
-# first acquaintance with PyTorch (tensors, `nn.Module`).
+# first acquaintance with PyTorch (tensors, `nn.Module`); words and symbols are explained in the
+# [glossary](../GLOSSARY.md).
+#
+# **After this lesson you can** write a residual block, a small network and a training loop, and check each against the
+# course's; tell from the first loss whether something is wrong; say what your machine can train, and in which time.
 #
 # Run the cells from top to bottom (Shift+Enter, or *Run → Run All Cells*). An exercise that you leave open stops nothing.
 # The first cell is the same in every lesson: it finds the course's code. There is no need to read it.

@@ -16,12 +16,17 @@
 # %% [markdown]
 # # Data statistics: what does the network see, and does it matter?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cnn-course/cnn-course/blob/main/notebooks/01_data_statistics.ipynb) [![Open on Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/cnn-course/cnn-course/main?labpath=notebooks/01_data_statistics.ipynb)
+#
 # A network never sees a shirt. It sees a grid of numbers: each pixel, minus a **mean**, divided by a **standard
 # deviation**. The first half of this lesson finds these two numbers for a whole data set. The second is wrong in many
 # public repositories; you will see why, and by how much. The other half asks what they are good for: does normalizing
 # the input make training faster or better?
 #
-# You need Python and a little PyTorch. Reading takes about 30 minutes, running about one.
+# **After this lesson you can** compute the mean and standard deviation of any data set exactly, piece by piece; say
+# which of two popular sets of numbers is right; say what normalizing does to the loss surface, and when it matters.
+#
+# **You need** Python and a little PyTorch. Reading takes about 30 minutes, running about one.
 
 # %%
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.

@@ -16,12 +16,17 @@
 # %% [markdown]
 # # Size and pooling: what does it cost to keep the image large?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cnn-course/cnn-course/blob/main/notebooks/02_size_and_pooling.ipynb) [![Open on Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/cnn-course/cnn-course/main?labpath=notebooks/02_size_and_pooling.ipynb)
+#
 # "Each layer doubles the channels and roughly halves the input": that is how most convolutional networks are built. And
 # "max pooling reduces the dimensionality by quite a bit, so use it only once". This lesson follows one image through
 # the network, counts and measures what each part costs, looks at what is lost on the way, and then judges the two
 # sentences.
 #
-# You need lesson 00 and a little PyTorch. Reading takes about 30 minutes, running about one.
+# **After this lesson you can** count the parameters, FLOPs and memory of a layer; say why channels double where the image
+# halves, and what that costs in milliseconds; work out a receptive field; say what pooling loses.
+#
+# **You need** lesson 00 and a little PyTorch. Reading takes about 30 minutes, running about one.
 
 # %%
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
@@ -447,17 +452,7 @@ for name in ("schedule", "schedule_time"):
 claims = experiments.claims()
 
 
-def verdicts(name):
-    """Print the claims of an experiment: corrected for all claims of the course, by the rule set before the runs."""
-    for row in claims[claims["experiment"] == name].itertuples():
-        low, high, margin = 100 * row.low, 100 * row.high, 100 * row.margin
-        print(f"{row.claim}: {row.verdict}")
-        print(f"    {row.variant} − {row.baseline}: {100 * row.difference:+.2f} points of {row.metric}")
-        print(f"    95 % interval {low:+.2f} to {high:+.2f}, n = {row.n}; the claim: more than {margin:+g}")
-
-
-verdicts("schedule")
-verdicts("schedule_time")
+print(experiments.in_words(claims, "schedule", "schedule_time"))
 
 # %% [markdown]
 # (*Inconclusive*: ten seeds cannot tell on which side of the margin the difference lies, once the verdict is corrected
@@ -797,7 +792,7 @@ plots.save(plots.experiment(pooling.runs), "02_pooling_runs")
 
 # %%
 # NBVAL_CHECK_OUTPUT
-verdicts("pooling")
+print(experiments.in_words(claims, "pooling"))
 ahead = 100 * evidence.finals(pooling.runs, "validation accuracy")
 ahead = ahead["max"].mean() - ahead.mean()
 assert abs(ahead["max everywhere"]) < 0.5, "where to pool hardly matters"

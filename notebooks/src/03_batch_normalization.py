@@ -16,11 +16,16 @@
 # %% [markdown]
 # # Batch normalization: does it really help?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cnn-course/cnn-course/blob/main/notebooks/03_batch_normalization.ipynb) [![Open on Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/cnn-course/cnn-course/main?labpath=notebooks/03_batch_normalization.ipynb)
+#
 # "Normalizing each batch led to a huge increase in training accuracy." People who add batch normalization to a network
 # often say so. This lesson looks at what it does to one channel, writes it from scratch, measures what it brings and
 # where it fails, and then judges the sentence.
 #
-# You need lesson 00 and a little PyTorch. Reading takes about 30 minutes, running about one.
+# **After this lesson you can** write batch normalization from scratch; say what it brings, from which start, and why it
+# allows large learning rates; tell where it fails.
+#
+# **You need** lesson 00 and a little PyTorch. Reading takes about 30 minutes, running about one.
 
 # %%
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.

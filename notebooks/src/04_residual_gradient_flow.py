@@ -16,11 +16,16 @@
 # %% [markdown]
 # # Residual connections: does the gradient get lost on the way back?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cnn-course/cnn-course/blob/main/notebooks/04_residual_gradient_flow.ipynb) [![Open on Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/cnn-course/cnn-course/main?labpath=notebooks/04_residual_gradient_flow.ipynb)
+#
 # "The depth can be raised to 100 as long as the residual connections stay; otherwise the gradient will fail to get
 # propagated all the way back." This lesson follows the gradient through networks of 10 to 102 layers, trains them, and
 # asks why the ones learn and the others do not. The sentence is right about what happens, and mostly wrong about why.
 #
-# You need lesson 00 and a little PyTorch; lesson 03 helps. Reading takes about 30 minutes, running about one.
+# **After this lesson you can** read a profile of gradients; say in which networks they vanish, explode or stay, and why;
+# tell a vanishing gradient from a network that does not train; make 50 plain layers train.
+#
+# **You need** lesson 00 and a little PyTorch; lesson 03 helps. Reading takes about 30 minutes, running about one.
 
 # %%
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
@@ -191,22 +196,39 @@ def mark_ends(ax):
 
 
 # %%
-fig, axes = plt.subplots(2, 4, figsize=(7.6, 5.0), sharex=True, sharey=True)
-for row, init in zip(axes, INITS, strict=True):
-    for ax, (kind, norm) in zip(row, itertools.product(KINDS, NORMS), strict=True):
-        for layers in DEPTHS:
-            share = arriving(part(kind=kind, norm=norm, init=init, layers=layers))
-            ax.plot(share.index / share.index.max(), share, color=SHADES[kind][layers], lw=2, label=f"{layers} layers")
-        lowest = f"down to\n$10^{{{np.log10(share.min()):.0f}}}$" if share.min() < 1e-12 else ""
-        ax.text(0.04, 1e-12, lowest, color=plots.color(kind), fontsize=10)
-        ax.set_title(f"{kind},\n{norm}" if init == "He" else "", color=plots.color(kind), fontweight="bold")
-        ax.axhline(1, color=plots.GREY, lw=1, zorder=0)
-        ax.set(yscale="log", ylim=(1e-13, 1e9), yticks=[10.0**power for power in (-12, -8, -4, 0, 4, 8)])
-        mark_ends(ax)
-    row[0].set_ylabel("He's weights\nshare that arrives" if init == "He" else "PyTorch's default\nshare that arrives")
-axes[0, 2].legend(loc="lower center", handlelength=1, borderpad=0)
-fig.suptitle("activation gradient, geometric mean of n = 3 seeds", fontsize=11)
-plots.save(fig, "04_grid")
+def draw_share(ax, metric, **names):
+    """Which share of the last layer's gradient is found at each layer of one kind of network, a line a depth."""
+    kind = names["kind"]
+    for layers in DEPTHS:
+        table = part(metric, layers=layers, **names).drop(index=layers, errors="ignore")  # the head is of another kind
+        share = arriving(table)
+        ax.plot(share.index / share.index.max(), share, color=SHADES[kind][layers], lw=2, label=f"{layers} layers")
+    if share.min() < 1e-12:
+        ax.text(0.04, 1e-12, f"down to\n$10^{{{np.log10(share.min()):.0f}}}$", color=plots.color(kind), fontsize=10)
+    ax.axhline(1, color=plots.GREY, lw=1, zorder=0)
+    ax.set(yscale="log", ylim=(1e-13, 1e9), yticks=[10.0**power for power in (-12, -8, -4, 0, 4, 8)])
+    mark_ends(ax)
+
+
+LABELS = {"He": "He's weights", "default": "PyTorch's default"}
+
+
+def small_multiples(metric):
+    """`draw_share` of every kind of network: a row for each initialization."""
+    fig, axes = plt.subplots(2, 4, figsize=(7.6, 5.0), sharex=True, sharey=True)
+    for row, init in zip(axes, INITS, strict=True):
+        for ax, (kind, norm) in zip(row, itertools.product(KINDS, NORMS), strict=True):
+            draw_share(ax, metric, kind=kind, norm=norm, init=init)
+            ax.set_title(f"{kind},\n{norm}" if init == "He" else "", color=plots.color(kind), fontweight="bold")
+        row[0].set_ylabel(
+            f"{'He' if init == 'He' else 'PyTorch'}'s {'weights' if init == 'He' else 'default'}\nshare of the last"
+        )
+    axes[0, 2].legend(loc="lower center", handlelength=1, borderpad=0)
+    fig.suptitle(f"{metric.replace('_', ' ')}, geometric mean of n = 3 seeds", fontsize=11)
+    return fig
+
+
+plots.save(small_multiples("activation_gradient"), "04_grid")
 
 # %% [markdown]
 # One word for each kind of 102-layer network. *Vanishes*: less than a thousandth of the gradient arrives at the input.
@@ -240,6 +262,51 @@ for kind in KINDS:
     deeper[kind] = shares[1] / shares[0]
 assert deeper["residual"] < 10
 assert deeper["plain"] > 100
+
+# %% [markdown]
+# ### And the gradient of the weights?
+#
+# The optimizer never sees what travels. It sees what arrives at the **weights**, made of the travelling gradient and of
+# the activations that came in. The same picture for that:
+
+# %%
+plots.save(small_multiples("weight_gradient"), "04_grid_weights")
+
+# %% [markdown]
+# Look at the upper row. From He's weights and without a norm, the travelling gradient of the plain network vanished and
+# that of the residual one exploded; their weight gradients are about **level**. Where less gradient comes back, larger
+# activations come in. In a plain network that is exact. ReLU makes a layer's output $\alpha$ times as large when its
+# weights are (as long as the biases are zero), so it makes no difference which layer's weights grow, and
+#
+# $$\Big\langle W_l, \frac{\partial L}{\partial W_l} \Big\rangle \quad\text{is the same number in every layer } l$$
+#
+# ($\langle A, B\rangle$: the sum over all products of an entry of $A$ with that of $B$; Euler's theorem, [Du et al.
+# 2018](https://arxiv.org/abs/1806.00900)). Check it in 102 layers:
+
+# %%
+torch.manual_seed(0)
+chain = CNN(CNNConfig(width=8, depth=50, norm="none", **KINDS["plain"])).double()
+F.cross_entropy(chain(images[:16].double()), labels[:16]).backward()
+weights = [layer.weight for layer in chain.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
+products = np.array([(weight * weight.grad).sum().item() for weight in weights])
+deviation = (products / products[0] - 1).max()
+print(f"{len(products)} layers, the same product in each, but for {abs(deviation):.0e} of it")
+assert len(products) == 102
+assert np.allclose(products, products[0], rtol=1e-6)
+
+# %% [markdown]
+# So a vanishing gradient on the way need not be one at the weights. It is from PyTorch's smaller weights that nothing
+# arrives at either of them: there the activations are lost on the way forward, too.
+
+# %%
+def at_weights(kind, init):
+    """The share of the last convolution's weight gradient that each of 101 has, without a norm."""
+    return arriving(part("weight_gradient", kind=kind, norm="no norm", init=init, layers=102).drop(index=102))
+
+
+for kind in KINDS:
+    assert at_weights(kind, "He").between(0.01, 100).all()
+assert at_weights("plain", "default").iloc[0] < 1e-12
 
 # %% [markdown]
 # Play with it. On the left the gradient that travels, on the right that of the weights, a line a seed. Three things to

@@ -16,12 +16,17 @@
 # %% [markdown]
 # # Dropout and initialization: where does noise help, and how large should weights begin?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cnn-course/cnn-course/blob/main/notebooks/05_dropout_and_initialization.ipynb) [![Open on Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/cnn-course/cnn-course/main?labpath=notebooks/05_dropout_and_initialization.ipynb)
+#
 # Two decisions about random numbers. The first are drawn anew at every training step: **dropout** sets values to zero
 # by chance. "It only belongs before the last linear layer," say some; "it made a difference everywhere," say others.
 # The second are drawn once, before anything else: the **initial weights**. "He initialization is the right one for
 # ReLU." This lesson looks at both, measures both, and ends with all that the course has measured, in one figure.
 #
-# You need lessons 00 and 03. Reading takes about 35 minutes, running about one.
+# **After this lesson you can** say what dropout does to a value, a variance and an accuracy; derive the right gain
+# for an activation, and check it; tell which start a network survives, and what batch norm changes about that.
+#
+# **You need** lessons 00 and 03. Reading takes about 35 minutes, running about one.
 
 # %%
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
@@ -333,71 +338,98 @@ assert plain > masked
 # NBVAL_CHECK_OUTPUT
 claims = experiments.claims()
 
-
-def print_verdicts(name):
-    for row in claims[claims["experiment"] == name].itertuples():
-        low, high, margin = 100 * row.low, 100 * row.high, 100 * row.margin
-        print(f"{row.claim}: {row.verdict}")
-        print(f"    {row.variant} − {row.baseline}: {100 * row.difference:+.2f} points of {row.metric}")
-        print(f"    95 % interval {low:+.2f} to {high:+.2f}, n = {row.n}; the claim: more than {margin:+g}")
-
-
-print_verdicts("dropout")
+print(experiments.in_words(claims, "dropout"))
 
 # %% [markdown]
 # ### How much of it?
 #
-# The same with rates of 0.1 and 0.5, with batch norm:
+# The same with rates of 0.1 and 0.5:
 
 # %%
-rates = read("dropout_rate")
-at_rate = {0.2: ablation.facet(dropped.runs, "batch norm")}
-at_rate |= {p: ablation.facet(rates.runs, f"rate {p}") for p in (0.1, 0.5)}
-tables = {p: 100 * evidence.finals(at_rate[p], "validation accuracy") for p in sorted(at_rate)}
-none, ends = tables[0.2]["none"], {}
-fig, ax = plt.subplots()
-for shift, where in zip((-0.006, 0, 0.006), places[1:], strict=True):
-    means = [tables[p][where].mean() for p in tables]
-    halves = [plots.half_intervals(tables[p][[where]].T).iloc[0] for p in tables]
-    ax.errorbar([p + shift for p in tables], means, yerr=halves, fmt="o-", color=plots.color(where), capsize=4)
-    ends[where] = means[-1]
-half = plots.half_intervals(none.to_frame().T).iloc[0]
-ax.axhspan(none.mean() - half, none.mean() + half, color=plots.color("none"), alpha=0.25, lw=0)
-ends["none"] = none.mean()
-for where, height in plots.spread(ends, ax).items():
-    ax.text(0.52, height, where, color=plots.color(where), fontweight="bold", va="center")
-ax.set(xlabel="dropout rate", ylabel="validation accuracy (%)", xticks=list(tables), xlim=(0.08, 0.51))
-counts = ", ".join(f"{len(tables[p])} at {p}" for p in tables)
-ax.set_title(f"mean and 95 % intervals; n = {counts}; none: {len(none)}", loc="left")
+at_rate = {}
+for norm, name in {"batch norm": "dropout_rate", "no norm": "dropout_rate_no_norm"}.items():
+    rates = read(name).runs
+    at_rate[norm] = {0.1: ablation.facet(rates, "rate 0.1"), 0.2: ablation.facet(dropped.runs, norm)}
+    at_rate[norm][0.5] = ablation.facet(rates, "rate 0.5")
+
+
+def draw_rates(ax, runs_at):
+    """Validation accuracy against the dropout rate, a line a place: mean and 95 % interval; grey: no dropout."""
+    tables = {p: 100 * evidence.finals(runs, "validation accuracy") for p, runs in runs_at.items()}
+    none, ends = tables[0.2]["none"], {}
+    for shift, where in zip((-0.006, 0, 0.006), places[1:], strict=True):
+        means = [tables[p][where].mean() for p in tables]
+        halves = [plots.half_intervals(tables[p][[where]].T).iloc[0] for p in tables]
+        ax.errorbar([p + shift for p in tables], means, yerr=halves, fmt="o-", color=plots.color(where), capsize=4)
+        ends[where] = means[-1]
+    half = plots.half_intervals(none.to_frame().T).iloc[0]
+    ax.axhspan(none.mean() - half, none.mean() + half, color=plots.color("none"), alpha=0.25, lw=0)
+    ends["none"] = none.mean()
+    for where, height in plots.spread(ends, ax).items():
+        ax.text(0.53, height, where, color=plots.color(where), fontweight="bold", va="center", fontsize=10)
+    ax.set(xlabel="dropout rate", xticks=list(tables), xlim=(0.08, 0.52))
+    return ", ".join(f"{len(tables[p])} at {p}" for p in tables)
+
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.4))
+for ax, norm in zip(axes, at_rate, strict=True):
+    counts = draw_rates(ax, at_rate[norm])
+    ax.set_title(norm, loc="left")
+axes[0].set_ylabel("validation accuracy (%)")
+fig.suptitle(f"mean and 95 % intervals; n = {counts}; none: {dropped.runs['seed'].nunique()}", fontsize=11)
 plots.save(fig, "05_rates")
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print_verdicts("dropout_rate")
-for p, runs in sorted(at_rate.items()):
-    gaps = 100 * (evidence.finals(runs, "train accuracy") - evidence.finals(runs, "validation accuracy")).mean()
-    print(f"rate {p}: mean gap", ", ".join(f"{where} {gaps[where]:.1f}" for where in places[1:]), "points")
+print(experiments.in_words(claims, "dropout_rate", "dropout_rate_no_norm"))
+for norm, runs_at in at_rate.items():
+    for p, runs in runs_at.items():
+        gaps = 100 * (evidence.finals(runs, "train accuracy") - evidence.finals(runs, "validation accuracy")).mean()
+        found = ", ".join(f"{where} {gaps[where]:.1f}" for where in places[1:])
+        print(f"{norm}, rate {p}: mean gap {found} points")
+
+# %% [markdown]
+# Half of all values in each block is too much for a network without batch norm. Before the head, where it costs one
+# layer its inputs, even that does no harm that five seeds could show.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+half = 100 * evidence.finals(at_rate["no norm"][0.5], "validation accuracy")
+without = 100 * evidence.finals(at_rate["no norm"][0.2], "validation accuracy")["none"][half.index]
+for where in half:
+    change = evidence.paired(half[where].to_numpy(), without.to_numpy())
+    print(f"no norm, {where}: half of it dropped against nothing {points(change)}")
+    assert (change["high"] < 0) == (where != "head")
 
 # %% [markdown]
 # ### With all images
 #
-# And when images are many? The same network sees all training images, each of them once. Then there is little to
-# overfit, and a value that is dropped is a value that was not learned from. (The training accuracy is counted while the
-# network still learns; after a single epoch the gap may well be negative.)
+# And when images are many? The same network sees all training images, each of them once, with a rate of 0.2. Then there
+# is little to overfit, and a value that is dropped is a value that was not learned from. (The training accuracy is
+# counted while the network still learns; after a single epoch the gap may well be negative.)
 
 # %%
-full = read("dropout_full")
-fig, (left, right) = plt.subplots(1, 2, figsize=(7.6, 3.0))
-draw_gap(left, full.runs)
-left.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2)
-rows = evidence.compare(full.runs, "none").drop(columns="verdict")
-plots.draw_forest(right, rows, plots.colors_of(rows["variant"]), 0.0)
+full = {norm: ablation.facet(read("dropout_full").runs, norm) for norm in ("batch norm", "no norm")}
+fig, axes = plt.subplots(2, 2, figsize=(7.6, 6.4))
+for (norm, runs), (left, right) in zip(full.items(), axes, strict=True):
+    draw_gap(left, runs)
+    left.set_title(norm, loc="left")
+    rows = evidence.compare(runs, "none").drop(columns="verdict")
+    plots.draw_forest(right, rows, plots.colors_of(rows["variant"]), 0.0)
+axes[0, 0].legend(loc="upper right", bbox_to_anchor=(1.02, 1.2), ncols=2)
 plots.save(fig, "05_full")
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print_verdicts("dropout_full")
-print_gaps(full.runs, "all images")
+print(experiments.in_words(claims, "dropout_full"))
+for norm, runs in full.items():
+    print_gaps(runs, f"all images, {norm}")
+    against = evidence.compare(runs, "none").set_index("variant")
+    assert (against.loc[["everywhere", "channels"], "high"] < 0).all()
+
+# %% [markdown]
+# Where there is nothing to overfit, dropout in the blocks costs accuracy, with batch norm and without.
 
 # %% [markdown]
 # ## Dropout and batch norm disagree
@@ -868,7 +900,7 @@ plots.save(fig, "05_init")
 
 # %%
 # NBVAL_CHECK_OUTPUT
-print_verdicts("init")
+print(experiments.in_words(claims, "init"))
 
 # %% [markdown]
 # ### How long to 80 percent?
@@ -894,13 +926,30 @@ def epochs_to(runs, goal):
 
 
 # %%
+needed = {norm: epochs_to(runs, 0.8).reindex(columns=INITS) for norm, runs in by_norm.items()}
+fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.0), sharex=True, sharey=True)
+for ax, (norm, table) in zip(axes, needed.items(), strict=True):
+    for row, init in enumerate(INITS):
+        times = table[[init]].dropna()
+        ax.plot(times, [row] * len(times), "o", color=shades[init], alpha=0.35, ms=4)
+        if len(times) > 1:
+            half = plots.half_intervals(times.T).iloc[0]
+            ax.errorbar(times.mean(), row, xerr=half, fmt="D", color=shades[init], capsize=4, ms=6)
+        ax.text(4.1, row, f"n = {len(times)}", fontsize=10, va="center")
+    ax.set(yticks=range(len(INITS)), yticklabels=INITS, ylim=(len(INITS) - 0.5, -0.5), xlim=(0, 4))
+    ax.set(xlabel="epochs to 80 %")
+    ax.set_title(norm, loc="left")
+fig.suptitle("single seeds (faint), their mean and 95 % interval; n: seeds that got there", fontsize=11)
+plots.save(fig, "05_time")
+
+# %%
 # NBVAL_CHECK_OUTPUT
-needed = {norm: epochs_to(runs, 0.8) for norm, runs in by_norm.items()}
 for norm, table in needed.items():
     for init in INITS:
-        times = table[init].dropna() if init in table else []
-        reached = f"{len(times):>2} of {len(by_norm[norm]['seed'].unique())} seeds get there"
-        print(f"{norm:<11} {init:<10} {reached}" + (f", after {np.mean(times):.1f} epochs" if len(times) else ""))
+        times = table[init].dropna()
+        half = plots.half_intervals(times.to_frame().T).iloc[0] if len(times) > 1 else math.nan
+        reached = f"{len(times):>2} of {by_norm[norm]['seed'].nunique()} seeds get there"
+        print(f"{norm:<11} {init:<10} {reached}" + (f", after {times.mean():.1f} ± {half:.1f}" if len(times) else ""))
 
 # %% [markdown]
 # ### How much of it does batch norm remove?
@@ -1148,7 +1197,9 @@ helps = {
 }
 than_head = f"That it does half a point more than in the head alone is {judged[more]}"
 with_all = "dropout everywhere helps, with all training images"
-about_dropout = f"{helps[judged[everywhere]]}. {than_head}. With all images, each seen once, it is {judged[with_all]}."
+seen_once = [judged[with_all], judged[f"{with_all} and without batch norm"]]
+about_all = f"With all images, each seen once, it is {seen_once[0]} with batch norm, and {seen_once[1]} without"
+about_dropout = f"{helps[judged[everywhere]]}. {than_head}. {about_all}."
 he = [judged[f"He initialization beats PyTorch's default, {norm} batch norm"] for norm in ("without", "with")]
 about_he = f"That He's initialization beats PyTorch's default is {he[0]} without batch norm, and {he[1]} with it."
 
@@ -1174,7 +1225,7 @@ shift_before = shifts["before the norm"][:, second].mean()
 Markdown(f"""
 **{about_dropout}**
 
-{listed("dropout", "dropout_rate", "dropout_full")}
+{listed("dropout", "dropout_rate", "dropout_rate_no_norm", "dropout_full")}
 
 - **Dropout and batch norm disagree**: directly behind a dropout of {half_rate}, the variance in evaluation is
   {shift_before:.2f} times the stored one. New statistics give back {points(given_back["before the norm"])}: here that

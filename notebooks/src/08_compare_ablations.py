@@ -16,11 +16,16 @@
 # %% [markdown]
 # # Ablations compared: which decision earned its place?
 #
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cnn-course/cnn-course/blob/main/notebooks/08_compare_ablations.ipynb) [![Open on Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/cnn-course/cnn-course/main?labpath=notebooks/08_compare_ablations.ipynb)
+#
 # The lessons before this one each took one decision out of the network and measured what changed. Here all of it is on
 # one page: every claim of the course on one scale, every run to look through, yours beside those that came with the
 # course. And one question that the other lessons had no room for: how many runs does it take to be sure?
 #
-# You need lesson 00; the others help. Reading takes about 15 minutes, running less than one.
+# **After this lesson you can** read a paired difference and its interval; say how many runs a claim takes; find any run of
+# the course, and put your own beside it.
+#
+# **You need** lesson 00; the others help. Reading takes about 15 minutes, running less than one.
 
 # %%
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.

@@ -1,0 +1,68 @@
+"""Every lesson has badges that lead to itself; all links to the course come from one constant, and move with it."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from utils import files, links
+
+LESSONS = sorted((files.ROOT / "notebooks" / "src").glob("*.py"))
+NEW = "https://github.com/someone/else.course"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_begins_with_its_title_and_the_badges_that_open_it(path):
+    first = path.read_text(encoding="utf-8").split("# %% [markdown]\n")[1]
+    assert first.startswith("# # ")
+    assert f"\n# {links.badges(path.stem)}\n" in first
+    assert "**After this lesson you can** " in first
+
+
+@pytest.mark.parametrize("path", [*LESSONS, files.ROOT / "README.md"], ids=lambda path: path.stem)
+def test_what_the_links_lead_to_is_there(path):
+    text = path.read_text(encoding="utf-8")
+    found = re.findall(
+        rf"(?:{links.COLAB}/github/[^)]*?/blob/{links.REF}/|{links.BINDER}/v2/[^)]*?labpath=)([^)]+)\)", text
+    )
+    assert len(found) >= 2
+    assert [target for target in found if not (files.ROOT / target).is_file()] == []
+
+
+def copy_of(root: Path) -> Path:
+    """The files that name the course's place, below `root`."""
+    named = ("README.md", "CONTRIBUTING.md", "CITATION.cff", "utils/links.py")
+    for name in (*named, *(f"notebooks/src/{path.name}" for path in LESSONS)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(files.ROOT / name, root / name)
+    return root
+
+
+def test_another_place_is_written_everywhere(tmp_path):
+    changed = links.move(NEW, "v2", copy_of(tmp_path))
+    assert len(changed) == len(LESSONS) + 4
+    for path in changed:
+        text = path.read_text(encoding="utf-8")
+        assert "cnn-course/cnn-course" not in text
+        assert NEW.removeprefix("https://github.com/") in text
+    for path in LESSONS:
+        text = (tmp_path / "notebooks" / "src" / path.name).read_text(encoding="utf-8")
+        assert f'COURSE, REF = "{NEW}", "v2"' in text
+        assert f"{links.COLAB}/github/someone/else.course/blob/v2/notebooks/{path.stem}.ipynb" in text
+        assert f"{links.BINDER}/v2/gh/someone/else.course/v2?labpath=notebooks/{path.stem}.ipynb" in text
+
+
+def test_the_same_place_changes_nothing(tmp_path):
+    assert links.move(links.COURSE, links.REF, copy_of(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("course", "ref", "named"),
+    [("github.com/a/b", "main", "course='github.com/a/b'"), (NEW, "a/b", "ref='a/b'"), (NEW + '"', "main", "course=")],
+)
+def test_what_is_no_place_is_refused(tmp_path, course, ref, named):
+    before = (copy_of(tmp_path) / "README.md").read_bytes()
+    with pytest.raises(ValueError, match=named):
+        links.move(course, ref, tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == before
