@@ -210,6 +210,7 @@ def draw_share(ax, metric, **names):
     mark_ends(ax)
 
 
+# %%
 LABELS = {"He": "He's weights", "default": "PyTorch's default"}
 
 
