@@ -532,7 +532,7 @@ def asked(tmp_path, monkeypatch):
 
     def answer(path, invert):
         if path.suffix == ".txt":
-            raise ValueError(f"{path.name} is not an image, <b>really</b>")
+            raise ValueError(f"{path} is not an image, <b>really</b>")
         calls.append((path, invert))
         return small_figure()
 

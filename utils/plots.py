@@ -312,7 +312,7 @@ def experiment(runs: pd.DataFrame, metric: str = "validation accuracy") -> Figur
         part = ablation.facet(runs, value) if value else runs
         variants = list(dict.fromkeys(part["variant"]))
         rows = evidence.compare(part, variants[-1], metric).drop(columns="verdict")
-        draw_curves(left, part, metric, colors_of(variants))
+        draw_curves(left, part, metric, colors_of(variants), gap=0.09 * 3.4 / height)
         draw_forest(right, rows, colors_of(variants), 0.0)
         left.set_title(f"{value}: {left.get_title('left')}".removeprefix(": "), loc="left")
     return fig
@@ -323,8 +323,11 @@ def scale_of(metric: str) -> float:
     return 100.0 if metric.endswith("accuracy") else 1.0
 
 
-def draw_curves(ax: Axes, runs: pd.DataFrame, metric: str, shades: Mapping[str, str]) -> None:
-    """Draws the mean of `metric` over the seeds against the epoch, with its 95 % t interval, a line a variant."""
+def draw_curves(ax: Axes, runs: pd.DataFrame, metric: str, shades: Mapping[str, str], gap: float = 0.09) -> None:
+    """Draws the mean of `metric` over the seeds against the epoch, with its 95 % t interval, a line a variant.
+
+    `gap`: what the variants' names are apart at least, as a share of the axis.
+    """
     split, _, name = metric.partition(" ")
     unit = "% correct" if name == "accuracy" else "cross-entropy, nats"
     last, epochs = {}, int(runs["epoch"].max())
@@ -337,7 +340,7 @@ def draw_curves(ax: Axes, runs: pd.DataFrame, metric: str, shades: Mapping[str, 
         if len(mean):
             last[variant] = mean.iloc[-1]
     broken = runs[(runs["metric"] == train.DIVERGED) & (runs["value"] > 0)].groupby("variant").size()
-    for variant, height in spread(last, ax).items():
+    for variant, height in spread(last, ax, gap).items():
         label = f"{variant} ({broken[variant]} diverged)" if variant in broken else variant
         ax.text(epochs * 1.04, height, label, color=shades[variant], va="center", fontsize=10, fontweight="bold")
     ax.set(xlabel="epoch", ylabel=f"{metric} ({unit})", xlim=(0.8, epochs * 1.02))
@@ -416,16 +419,23 @@ def claims(table: pd.DataFrame) -> Figure:
 
 def draw_claim(ax: Axes, height: float, row: Any) -> None:
     """Draws one row of `experiments.claims` at this height: its words, difference, interval, margin, and numbers."""
-    shade, marker = VERDICTS[row.verdict]
-    low, middle, high = (100 * value for value in (row.low, row.difference, row.high))
-    ax.plot([low, high], [height, height], color=shade, lw=2.5, solid_capstyle="butt")
-    ax.plot(middle, height, marker, color=shade, ms=6)
-    ax.plot([100 * row.margin] * 2, [height - 0.3, height + 0.3], color=INK, lw=1.5)
+    words = draw_difference(ax, height, row, 0.3)
     beside = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 10}
     width = 43 if len(row.claim) <= 43 else len(row.claim) // 2 + 7  # two lines of about equal length
     ax.text(-0.02, height, fill(row.claim, width), ha="right", linespacing=1.0, **beside)
-    words = DARK if row.verdict == "inconclusive" else shade
-    ax.text(1.02, height, f"{middle:+.1f}, n = {row.n}", color=words, **beside)
+    ax.text(1.02, height, f"{100 * row.difference:+.1f}, n = {row.n}", color=words, **beside)
+
+
+def draw_difference(ax: Axes, height: float, row: Any, tick: float) -> str:
+    """Draws difference, interval and margin (of half-height `tick`) of a row of `experiments.claims`, in points.
+
+    Returns the colour for words about it.
+    """
+    shade, marker = VERDICTS[row.verdict]
+    ax.plot([100 * row.low, 100 * row.high], [height, height], color=shade, lw=2.5, solid_capstyle="butt")
+    ax.plot(100 * row.difference, height, marker, color=shade, ms=6)
+    ax.plot([100 * row.margin] * 2, [height - tick, height + tick], color=INK, lw=1.5)
+    return DARK if row.verdict == "inconclusive" else shade
 
 
 def lr_sweep(runs: pd.DataFrame, metric: str = "validation accuracy") -> Figure:
@@ -586,7 +596,7 @@ def ledger(runs: pd.DataFrame, steps: pd.DataFrame) -> Figure:
 
     `runs` are an experiment's, in the order of the ledger. `steps` are the rows of `experiments.claims` that compare
     each variant with the one above. On the left means as a waterfall, with 95 % intervals; on the right the
-    differences, paired by seed, with theirs, and the margin as a short black line.
+    differences, paired by seed, with theirs, a dot for each seed, and the margin as a short black line.
     """
     ends = 100 * evidence.finals(runs, "validation accuracy")  # a row a seed, a column a variant
     names, means = list(ends.columns), ends.mean()
@@ -599,7 +609,10 @@ def ledger(runs: pd.DataFrame, steps: pd.DataFrame) -> Figure:
         half = half_intervals(ends[[name]].T).iloc[0]
         left.errorbar(means[name], place, xerr=half, fmt="o", color=color(name), capsize=3, ms=5)
     for row in steps.itertuples():
-        draw_step(right, names.index(row.variant), row)
+        place = names.index(row.variant)
+        pairs = ends[row.variant] - ends[row.baseline]
+        right.plot(pairs, [place + 0.27] * len(pairs), "o", color=color(row.variant), ms=4, alpha=0.5, mew=0)
+        draw_step(right, place, row)
     right.axvline(0, color=GREY, lw=1)
     left.set(yticks=range(len(names)), ylim=(len(names) - 0.5, -0.5), xlabel="validation accuracy (%)")
     left.set_yticklabels([names[0], *(f"+ {name}" for name in names[1:])])
@@ -615,15 +628,9 @@ def ledger(runs: pd.DataFrame, steps: pd.DataFrame) -> Figure:
 
 def draw_step(ax: Axes, place: int, row: Any) -> None:
     """Draws the difference of one row of `experiments.claims`, with interval, margin and verdict, at this height."""
-    shade, marker = VERDICTS[row.verdict]
-    low, middle, high = (100 * value for value in (row.low, row.difference, row.high))
-    ax.plot([low, high], [place, place], color=shade, lw=2.5, solid_capstyle="butt")
-    ax.plot(middle, place, marker, color=shade, ms=6)
-    ax.plot([100 * row.margin] * 2, [place - 0.2, place + 0.2], color=INK, lw=1.5)
-    words = DARK if row.verdict == "inconclusive" else shade
-    ax.annotate(
-        f"{round(middle, 2) + 0.0:+.2f}", (middle, place), (0, 7), textcoords="offset points", ha="center", color=words
-    )
+    words, middle = draw_difference(ax, place, row, 0.2), 100 * row.difference
+    above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "bbox": PLAIN, "color": words}
+    ax.annotate(f"{round(middle, 2) + 0.0:+.2f}", (middle, place), **above)  # + 0.0: never "-0.00"
 
 
 def confusion(matrix: Tensor, class_names: Sequence[str]) -> Figure:
@@ -703,7 +710,8 @@ def ask(answer: Callable[[Path, bool], Figure], example: Path, colour: bool = Fa
         try:
             fig = answer(now["path"], invert.value)
         except ValueError as error:
-            said.value = f"✘ {html.escape(str(error), quote=False)}"
+            message = str(error).replace(str(now["path"]), now["path"].name)
+            said.value = f"✘ {html.escape(message, quote=False)}"
             return handle
         said.value = ""
         plt.close(fig)

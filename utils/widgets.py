@@ -31,7 +31,9 @@ def uploader(receive: Callable[[str, bytes], None]) -> Any:
     """Return a button that uploads an image file, and hands its name and content to `receive`."""
     import ipywidgets
 
-    button = ipywidgets.FileUpload(accept="image/*", multiple=False, description="Upload an image")
+    button = ipywidgets.FileUpload(
+        accept="image/*", multiple=False, description="Upload an image", layout={"width": "max-content"}
+    )
 
     def hand_over(_: Any) -> None:
         for name, content in uploaded(button.value):

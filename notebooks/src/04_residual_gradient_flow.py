@@ -221,9 +221,7 @@ def small_multiples(metric):
         for ax, (kind, norm) in zip(row, itertools.product(KINDS, NORMS), strict=True):
             draw_share(ax, metric, kind=kind, norm=norm, init=init)
             ax.set_title(f"{kind},\n{norm}" if init == "He" else "", color=plots.color(kind), fontweight="bold")
-        row[0].set_ylabel(
-            f"{'He' if init == 'He' else 'PyTorch'}'s {'weights' if init == 'He' else 'default'}\nshare of the last"
-        )
+        row[0].set_ylabel(f"{LABELS[init]}\nshare of the last")
     axes[0, 2].legend(loc="lower center", handlelength=1, borderpad=0)
     fig.suptitle(f"{metric.replace('_', ' ')}, geometric mean of n = 3 seeds", fontsize=11)
     return fig
@@ -276,8 +274,8 @@ plots.save(small_multiples("weight_gradient"), "04_grid_weights")
 # %% [markdown]
 # Look at the upper row. From He's weights and without a norm, the travelling gradient of the plain network vanished and
 # that of the residual one exploded; their weight gradients are about **level**. Where less gradient comes back, larger
-# activations come in. In a plain network that is exact. ReLU makes a layer's output $\alpha$ times as large when its
-# weights are (as long as the biases are zero), so it makes no difference which layer's weights grow, and
+# activations come in. In a plain network without biases that is exact. ReLU makes a layer's output $\alpha$ times as
+# large when its weights are, so it makes no difference which layer's weights grow, and
 #
 # $$\Big\langle W_l, \frac{\partial L}{\partial W_l} \Big\rangle \quad\text{is the same number in every layer } l$$
 #
@@ -290,14 +288,50 @@ chain = CNN(CNNConfig(width=8, depth=50, norm="none", **KINDS["plain"])).double(
 F.cross_entropy(chain(images[:16].double()), labels[:16]).backward()
 weights = [layer.weight for layer in chain.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear)]
 products = np.array([(weight * weight.grad).sum().item() for weight in weights])
-deviation = (products / products[0] - 1).max()
-print(f"{len(products)} layers, the same product in each, but for {abs(deviation):.0e} of it")
+deviation = abs(products / products[0] - 1).max()
+print(f"{len(products)} layers, the same product in each, but for {deviation:.0e} of it")
 assert len(products) == 102
 assert np.allclose(products, products[0], rtol=1e-6)
 
 # %% [markdown]
-# So a vanishing gradient on the way need not be one at the weights. It is from PyTorch's smaller weights that nothing
-# arrives at either of them: there the activations are lost on the way forward, too.
+# So level need not be healthy: a share of the last layer says nothing about its size. And the lower row, where the
+# weight gradients of the plain network vanish? PyTorch's default also draws **biases**. Take them away, and look at the
+# sizes themselves: of the weight gradient in the first, a middle and the last convolution, and of the activations at
+# the end.
+
+
+# %%
+def sizes(init, biases):
+    """Weight gradients of the first, middle and last convolution of 102 plain layers, and the activations' std."""
+    torch.manual_seed(0)
+    net, last = CNN(CNNConfig(width=8, depth=50, norm="none", init=init, **KINDS["plain"])).double(), []
+    for name, weight in net.named_parameters():
+        if name.endswith("bias") and not biases:
+            torch.nn.init.zeros_(weight)
+    net.layers[-1].register_forward_hook(lambda module, given, out: last.append(out.std().item()))
+    F.cross_entropy(net(images[:16].double()), labels[:16]).backward()
+    convolutions = [layer.weight for layer in net.modules() if isinstance(layer, torch.nn.Conv2d)]
+    return [convolutions[place].grad.norm().item() for place in (0, 50, -1)] + last
+
+
+# %%
+found = {
+    "He": sizes("he", biases=False),
+    "default, no biases": sizes("default", biases=False),
+    "default": sizes("default", biases=True),
+}
+print(f"{'':<20}{'first':>8}{'middle':>8}{'last':>8}{'activations':>13}")
+for name, (first, middle, end, activations) in found.items():
+    print(f"{name:<20}{first:>8.0e}{middle:>8.0e}{end:>8.0e}{activations:>13.0e}")
+assert all(0.01 < found[name][0] / found[name][2] < 100 for name in ("He", "default, no biases")), "level, and tiny"
+assert max(found["He"][:3]) < 1e-4
+assert found["default"][0] / found["default"][2] < 1e-12
+assert found["default"][3] > 1e6 * max(found["He"][3], found["default, no biases"][3])
+
+# %% [markdown]
+# Without biases what is lost going back is lost going forward, too: the weight gradient is about the same in every
+# layer, and next to nothing. Drawn biases feed each layer anew and keep the activations up. Then the last layers get a gradient that
+# they can use, and the first ones none.
 
 # %%
 def at_weights(kind, init):
