@@ -877,6 +877,57 @@ def test_flip_alone_and_crop_alone():
     assert len(set(places)) == 13 * 13
 
 
+def test_cutout_blanks_a_square_around_a_uniform_pixel():
+    """Each pixel is the middle of a square equally often, and those at the edge have a part of theirs outside."""
+    n, side = 8000, 9
+    ones = Split(torch.ones(n, 2, side, side, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64))
+    stats = ChannelStats(RAW.mean * 2, RAW.std * 2, 1)
+    images = torch.cat([images for images, _ in Batches(ones, stats, 500, cutout=3, seed=1)])
+    blank = images == 0
+    assert torch.equal(blank[:, 0], blank[:, 1])
+    rows, columns = blank[:, 0].any(2), blank[:, 0].any(1)  # N×side
+    assert torch.equal(blank[:, 0], rows[:, :, None] & columns[:, None, :])
+    for lines in (rows, columns):
+        assert set(lines.sum(1).tolist()) == {2, 3}
+        middle = (lines * torch.arange(side)).sum(1) / lines.sum(1)
+        middle = torch.where(lines.sum(1) == 3, middle, (middle > side / 2) * (side - 1.0)).long()
+        assert scipy.stats.chisquare(torch.bincount(middle, minlength=side).numpy()).pvalue > 0.01
+
+
+@pytest.mark.parametrize(("cutout", "first", "last"), [(1, 4, 4), (2, 3, 4), (4, 2, 5)])
+def test_cutout_has_the_side_it_is_given(cutout, first, last):
+    batches = Batches(split_of(4), RAW, 4, cutout=cutout)
+    images = batches._hide(torch.ones(1, 1, 8, 8), torch.tensor([[0.5], [0.5]]))
+    hidden = (images[0, 0] == 0).nonzero()
+    assert hidden.min().item() == first
+    assert hidden.max().item() == last
+    assert len(hidden) == cutout**2
+
+
+def test_cutout_leaves_the_other_random_numbers_alone():
+    split = split_of(64)
+    plain, blanked = (next(iter(Batches(split, RAW, 16, **TRAINING, cutout=cutout))) for cutout in (0, 3))
+    assert torch.equal(plain[1], blanked[1])
+    kept = blanked[0] != 0
+    assert torch.equal(plain[0][kept], blanked[0][kept])
+
+
+def test_alternating_flips_mirror_every_image_in_every_second_epoch():
+    n = 400
+    images = random_images(1, 8, 8).expand(n, -1, -1, -1)
+    split = Split(images, torch.arange(n))
+    batches = Batches(split, RAW, 100, flip=True, alternate=True, shuffle=True, seed=5)
+    turns = []
+    for _ in range(4):
+        shown, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        plain = (shown == images.float()).flatten(1).all(1)
+        turns.append(plain[labels.argsort()])
+    assert 150 < turns[0].sum() < 250
+    assert torch.equal(turns[1], ~turns[0])
+    assert torch.equal(turns[2], turns[0])
+    assert torch.equal(turns[3], turns[1])
+
+
 def epochs_of(batches: Batches, n: int) -> list[torch.Tensor]:
     return [torch.cat([images for images, _ in batches]) for _ in range(n)]
 
@@ -902,14 +953,16 @@ def test_the_global_generator_is_neither_used_nor_changed():
     assert torch.equal(epochs_of(Batches(split, RAW, 16, **TRAINING), 1)[0], first[0])
 
 
-def test_a_restored_generator_goes_on_with_the_same_batches():
+@pytest.mark.parametrize("options", [TRAINING, TRAINING | {"alternate": True, "cutout": 3}])
+def test_a_restored_generator_goes_on_with_the_same_batches(options):
     split = split_of(64)
-    batches = Batches(split, RAW, 16, **TRAINING)
-    epochs_of(batches, 2)
-    state = batches.generator.get_state()
+    batches = Batches(split, RAW, 16, **options)
+    epochs_of(batches, 3)
+    state, epoch = batches.generator.get_state(), batches.epoch
     expected = epochs_of(batches, 2)
-    resumed = Batches(split, RAW, 16, **TRAINING)
+    resumed = Batches(split, RAW, 16, **options)
     resumed.generator.set_state(state)
+    resumed.epoch = epoch
     assert all(torch.equal(a, b) for a, b in zip(epochs_of(resumed, 2), expected, strict=True))
 
 
@@ -929,6 +982,7 @@ def test_the_split_itself_is_not_changed():
         (10, {"batch_size": 11, "drop_last": True}, "batch_size is 11: expected 1 to 10"),
         (10, {"batch_size": 5, "crop_padding": 8}, "crop_padding is 8: expected 0 to 7 for images of 8×8"),
         (10, {"batch_size": 5, "crop_padding": -1}, "crop_padding is -1: expected 0 to 7"),
+        (10, {"batch_size": 5, "cutout": 8}, "cutout is 8: expected 0 to 7 for images of 8×8"),
         (
             10,
             {"batch_size": 5, "stats": ChannelStats((0.5,) * 3, (0.5,) * 3, 1)},

@@ -368,6 +368,8 @@ def test_202_weighted_layers_train(monkeypatch):
         ("ema", 1.0),
         ("crop_padding", -1),
         ("flip", "no"),
+        ("alternate", 1),
+        ("cutout", -1),
         ("seed", -1),
     ],
 )

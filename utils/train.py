@@ -46,10 +46,12 @@ class Recipe:
     input_norm: str = option("data set", "input normalization: data set, " + ", ".join(INPUT_NORMS))
     crop_padding: int = option(1, "pixels of padding that a random crop may shift into; 0: no crops")
     flip: bool = option(True, "mirror half of the images, on data where a mirrored image is still one")
+    alternate: bool = option(False, "mirror each image in every second epoch, not by chance (Jordan 2024)")
+    cutout: int = option(0, "side of a square that is blanked in each image (DeVries & Taylor 2017); 0: none")
     seed: int = option(0, "seed of data order, augmentation and dropout (and, in cnn.py, of the initial weights)")
 
     def __post_init__(self) -> None:
-        for name, least in {"epochs": 1, "batch_size": 1, "crop_padding": 0, "seed": 0}.items():
+        for name, least in {"epochs": 1, "batch_size": 1, "crop_padding": 0, "cutout": 0, "seed": 0}.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
@@ -71,8 +73,9 @@ class Recipe:
             raise ValueError(f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
         if self.input_norm not in ("data set", *INPUT_NORMS):
             raise ValueError(f"input_norm={self.input_norm!r}: choose one of data set, {', '.join(INPUT_NORMS)}")
-        if not isinstance(self.flip, bool):
-            raise ValueError(f"flip={self.flip!r}: expected True or False")
+        for name in ("flip", "alternate"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
 
 
 class History(pd.DataFrame):
@@ -107,6 +110,7 @@ def fit(
     progress: bool = True,
     run: str = "run",
     on_epoch: Callable[[History], None] | None = None,
+    optimizer: Callable[[nn.Module, Recipe], torch.optim.Optimizer] | None = None,
 ) -> History:
     """Train `model` (N×C×H×W images → N×num_classes logits) in place and return its history.
 
@@ -114,9 +118,11 @@ def fit(
     checkpoint is written there after every epoch, and `resume` goes on from it: on one CPU thread in fp32 the final
     weights are bit-identical to those of an undisturbed run. `compiled` runs the network through `torch.compile`;
     `cuda_graphs`, on a CUDA GPU, captures it as graphs besides, which saves small networks the launching of each
-    kernel. `on_epoch` is called with the history so far after each epoch. Inside `parallel.join` the processes of a
-    run share each batch, and the first of them writes the files. Raises Diverged when the loss is no longer finite,
-    CheckpointError when what `out` holds does not fit, ValueError for a bad device, precision or batch size.
+    kernel. `on_epoch` is called with the history so far after each epoch. `optimizer` makes another one than SGD of the
+    network and the recipe (None: `make_optimizer`); the schedule multiplies the learning rate of each of its groups.
+    Inside `parallel.join` the processes of a run share each batch, and the first of them writes the files. Raises
+    Diverged when the loss is no longer finite, CheckpointError when what `out` holds does not fit, ValueError for a bad
+    device, precision or batch size.
     """
     where = devices.pick(device)
     precision = devices.pick_precision(where, precision)
@@ -125,7 +131,7 @@ def fit(
     batches = training_batches(data, stats, recipe, where, precision)
     model.to(where, memory_format=devices.memory_format(where))
     parallel.synchronize_batch_norm(model)
-    optimizer = make_optimizer(model, recipe)
+    optimizer = (optimizer or make_optimizer)(model, recipe)
     schedule = make_schedule(optimizer, recipe, recipe.epochs * len(batches))
     scaler = torch.amp.GradScaler(where.type, enabled=precision == "fp16")
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
@@ -145,6 +151,7 @@ def fit(
     }
     done = restore(out, stateful, batches.generator, identity) if resume else {"epoch": 0, "seconds": 0.0, "rows": []}
     first = parallel.rank() == 0  # of the processes, or the only one
+    batches.epoch = done["epoch"]
     rows, begin = done["rows"], time.perf_counter() - done["seconds"]
 
     progress = progress and first
@@ -301,6 +308,8 @@ def training_batches(
         drop_last=True,
         crop_padding=recipe.crop_padding,
         flip=recipe.flip and data.can_flip,
+        alternate=recipe.alternate,
+        cutout=recipe.cutout,
         dtype=devices.PRECISIONS[precision],
         seed=recipe.seed,
         share=(parallel.rank(), parallel.size()),

@@ -1,0 +1,107 @@
+"""The record's network whitens, makes images smaller for a while, and trains with our loop."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from utils import data, record, train
+from utils.data import ImageData, Split
+from utils.record import RecordConfig
+
+SMALL = RecordConfig(widths=(8, 16, 16))
+RECIPE = replace(record.RECIPE, epochs=2, batch_size=50)
+
+
+@pytest.fixture
+def colours() -> ImageData:
+    """400 images of 32×32 pixels: smooth noise, brighter in the channel of their class, of three."""
+    torch.manual_seed(0)
+    labels = torch.arange(400) % 3
+    noise = nn.functional.interpolate(torch.rand(400, 3, 8, 8), (32, 32), mode="bilinear")
+    noise[torch.arange(400), labels] += 0.3
+    images = (180 * noise).clamp(0, 255).to(torch.uint8)
+    few = data.load(progress=False)
+    train_part, validation = Split(images[:300], labels[:300]), Split(images[300:], labels[300:])
+    return replace(few, train=train_part, validation=validation, class_names=("red", "green", "blue"))
+
+
+def test_whitening_leaves_patches_uncorrelated_of_variance_one(colours):
+    images = data.normalize(colours.train.images, data.channel_stats(colours.train.images))
+    filters = record.whitening(images, eps=0.0)
+    out = nn.functional.conv2d(images.double(), filters.double())
+    rows = out.movedim(1, 3).flatten(0, 2)  # patches × 24
+    second_moments = rows.T @ rows / len(rows)
+    assert filters.shape == (24, 3, 2, 2)
+    assert torch.allclose(second_moments[:12, :12], torch.eye(12, dtype=torch.float64), atol=1e-3)
+    assert torch.equal(filters[12:], -filters[:12])
+
+
+def test_whitening_sees_all_classes_of_sorted_images(colours, monkeypatch):
+    monkeypatch.setattr(record, "WHITENED", 60)
+    order = colours.train.labels.argsort(stable=True)
+    ordered = replace(colours, train=colours.train[order])
+    seen = []
+    monkeypatch.setattr(record, "whitening", lambda images: seen.append(images) or torch.zeros(24, 3, 2, 2))
+    record.network(ordered, SMALL, RECIPE)
+    brightest = seen[0].mean((2, 3)).argmax(1)
+    assert 60 <= len(seen[0]) < 120
+    assert torch.bincount(brightest, minlength=3).min() > 10
+
+
+def test_first_layer_is_frozen_and_all_else_learns(colours):
+    net = record.network(colours, SMALL, RECIPE)
+    before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+    train.fit(net, colours, RECIPE, progress=False, optimizer=record.optimizer)
+    same = {name for name, weight in net.named_parameters() if torch.equal(weight, before[name])}
+    frozen = {name for name, weight in net.named_parameters() if not weight.requires_grad}
+    assert same == frozen
+    assert "whiten.weight" in frozen
+    assert "whiten.bias" not in frozen
+
+
+@pytest.mark.parametrize("change", [{}, {"muon": False}, {"whiten": False}, {"small": 0}])
+def test_it_learns_with_each_idea_and_without(colours, change):
+    torch.manual_seed(0)
+    net = record.network(colours, replace(SMALL, **change), RECIPE)
+    history = train.fit(net, colours, replace(RECIPE, epochs=4), progress=False, optimizer=record.optimizer)
+    assert history.last("validation", "accuracy") > 0.6, change
+
+
+def test_images_are_smaller_for_the_first_steps_of_training_only(colours):
+    net = record.network(colours, replace(SMALL, small=16, small_share=0.5), RECIPE)  # 6 of 12 steps
+    seen = []
+    net.whiten.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0].shape[2]))
+    train.fit(net, colours, RECIPE, progress=False, optimizer=record.optimizer)
+    assert seen == [16] * 6 + [32] + [32] * 6 + [32]  # after each epoch of six, the validation images as they are
+
+
+def test_it_resumes_at_the_size_it_was_at(colours):
+    net = record.network(colours, SMALL, RECIPE)
+    net.step += 7
+    other = record.network(colours, SMALL, RECIPE)
+    other.load_state_dict(net.state_dict())
+    assert other.step.item() == 7
+
+
+def test_convolutions_begin_by_handing_on_what_comes_in():
+    layer = record.conv(4, 8)
+    images = torch.randn(2, 4, 6, 6)
+    assert torch.allclose(layer(images)[:, :4], images, atol=1e-6)
+
+
+def test_every_weight_is_in_one_group(colours):
+    net = record.network(colours, SMALL, RECIPE)
+    for config in (SMALL, replace(SMALL, muon=False)):
+        net.config = config
+        groups = record.optimizer(net, RECIPE).param_groups
+        ids = [id(weight) for group in groups for weight in group["params"]]
+        assert sorted(ids) == sorted(id(weight) for weight in net.parameters() if weight.requires_grad)
+        assert any(group["orthogonal"] for group in groups) is config.muon
+
+
+def test_norms_shift_and_do_not_scale(colours):
+    norms = [layer for layer in record.network(colours, SMALL, RECIPE).modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert len(norms) == 2 * len(SMALL.widths)
+    assert not any(layer.weight.requires_grad for layer in norms)

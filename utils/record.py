@@ -1,0 +1,138 @@
+"""A network and an optimizer for a record: CIFAR-10 in minutes on two cores, with the ideas of airbench94.
+
+    network = record.network(images, RecordConfig(), recipe)
+    train.fit(network, images, recipe, optimizer=record.optimizer)
+
+Of Jordan 2024 (https://github.com/KellerJordan/cifar10-airbench) are: a frozen first layer that whitens, wide
+convolutions of stride 1 with pooling in between, Muon, flips that alternate, test-time views. Smaller images for a
+share of the run are progressive resizing (Howard 2018, in fast.ai's entry to DAWNBench).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils import data, kernels
+from utils.data import ImageData
+from utils.muon import Muon
+from utils.train import Recipe
+
+WHITENED = 5_000  # images whose patches are whitened
+SGD_LR = 3.0  # of the convolutions, without Muon
+RECIPE = Recipe(
+    epochs=8,
+    batch_size=2000,
+    lr=0.24,
+    warmup=0.02,
+    momentum=0.6,
+    weight_decay=2e-6 * 2000,
+    label_smoothing=0.2,
+    crop_padding=2,
+    alternate=True,
+)
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What makes the network and its training fast; each field is one idea, and can be left out."""
+
+    widths: tuple[int, ...] = (64, 256, 256)
+    whiten: bool = True  # else the first layer is learned, like all others
+    muon: bool = True  # else SGD
+    small: int = 24  # side of the images at the beginning; 0: none is made smaller
+    small_share: float = 0.5  # of the run, on images of that size
+
+
+class RecordNet(nn.Module):
+    """N×C×H×W images to N×num_classes logits, by wide convolutions of stride 1.
+
+    2×2 whitening → GELU, then for each width conv → pool → norm → GELU → conv → norm → GELU, and a linear head. While
+    training it makes the images of the first `small_steps` batches smaller, to `config.small` pixels a side.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, config: RecordConfig, small_steps: int = 0) -> None:
+        super().__init__()
+        self.config, self.small_steps = config, small_steps if config.small else 0
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))  # so that a resumed run goes on with it
+        patch = 4 * in_channels
+        self.whiten = kernels.Conv2d(in_channels, 2 * patch, 2)
+        blocks, fan_in = [], 2 * patch
+        for fan_out in config.widths:
+            blocks += [conv(fan_in, fan_out), kernels.MaxPool2d(2), norm(fan_out), nn.GELU()]
+            blocks += [conv(fan_out, fan_out), norm(fan_out), nn.GELU()]
+            fan_in = fan_out
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(fan_in, num_classes, bias=False)
+        nn.init.normal_(self.head.weight)  # for logits divided by their number of inputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training and self.step < self.small_steps:
+            size = (self.config.small, self.config.small)
+            smaller = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+            images = smaller.to(images.dtype, memory_format=torch.channels_last)
+        self.step += self.training
+        maps = self.blocks(F.gelu(self.whiten(images)))  # N×W×h×w
+        return self.head(maps.amax((2, 3))) / self.head.in_features
+
+
+def conv(fan_in: int, fan_out: int) -> nn.Conv2d:
+    """Return a 3×3 convolution that begins by handing on what comes in, beside what it draws."""
+    layer = kernels.Conv2d(fan_in, fan_out, 3, padding=1, bias=False)
+    nn.init.dirac_(layer.weight.data[: min(fan_in, fan_out)])
+    return layer
+
+
+def norm(channels: int) -> nn.BatchNorm2d:
+    """Return a batch norm that shifts but does not scale, and whose running statistics are of the last few batches."""
+    layer = nn.BatchNorm2d(channels, eps=1e-12, momentum=0.4)
+    layer.weight.requires_grad = False
+    return layer
+
+
+def network(images: ImageData, config: RecordConfig, recipe: Recipe) -> RecordNet:
+    """Return the network for `images`, its first layer whitening their 2×2 patches; draws from torch's generator."""
+    steps = recipe.epochs * (len(images.train) // recipe.batch_size)
+    net = RecordNet(images.in_channels, images.num_classes, config, round(config.small_share * steps))
+    if config.whiten:
+        stats = data.input_stats(images.train.images, recipe.input_norm)
+        some = images.train.images[:: max(1, len(images.train) // WHITENED)]  # a folder comes sorted by class
+        filters = whitening(data.normalize(some, stats))
+        net.whiten.weight.data.copy_(filters)
+        net.whiten.weight.requires_grad = False
+    return net
+
+
+def whitening(images: Tensor, size: int = 2, eps: float = 5e-4) -> Tensor:
+    """Return the 2K×C×size×size filters whose first K outputs on N×C×H×W `images` are uncorrelated, of variance 1.
+
+    K = C·size². They are the principal directions of the patches, each divided by the root of its variance (plus
+    `eps`), and the same with the sign turned, since an activation follows that cuts off negative values.
+    """
+    patches = images.unfold(2, size, 1).unfold(3, size, 1)  # N×C×h×w×size×size
+    rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * size**2).double()  # patches × K
+    variances, directions = torch.linalg.eigh(rows.t() @ rows / len(rows))
+    filters = (directions / (variances + eps).sqrt()).t().reshape(-1, images.shape[1], size, size)
+    return torch.cat([filters, -filters]).float()
+
+
+def optimizer(model: RecordNet, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return Muon for the convolutions and SGD for biases and head, or SGD for all; for `train.fit`.
+
+    The rates are airbench94's, for a mean instead of a sum over the batch.
+    """
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    convolutions = [weight for weight in trained.values() if weight.ndim == 4]
+    biases = [weight for weight in trained.values() if weight.ndim == 1]
+    biases_lr, head_lr, decay = 0.053 * recipe.batch_size, 0.67 * recipe.batch_size, recipe.weight_decay
+    if model.config.muon:
+        moved = {"orthogonal": True, "weight_decay": 0.0, "normalized": True, "steps": 3}
+    else:
+        moved = {"lr": SGD_LR, "weight_decay": decay / SGD_LR, "momentum": 0.85}
+    groups = [
+        {"params": convolutions, **moved},
+        {"params": biases, "lr": biases_lr, "weight_decay": decay / biases_lr, "momentum": 0.85},
+        {"params": [model.head.weight], "lr": head_lr, "weight_decay": decay / head_lr, "momentum": 0.85},
+    ]
+    return Muon(groups, recipe.lr, recipe.momentum)
