@@ -51,6 +51,15 @@ def test_probabilities_are_those_of_the_network_on_normalized_images():
     torch.testing.assert_close(examine.probabilities(model, images, STATS, batch=3), expected)
 
 
+def test_shifted_views_weigh_a_half_a_quarter_and_a_quarter():
+    model, images = network(), pictures()
+    height, width = images.shape[2:]
+    x = torch.nn.functional.pad(data.normalize(images, STATS), (1, 1, 1, 1), mode="reflect")
+    with torch.no_grad():
+        p = [model(x[:, :, at : at + height, at : at + width]).softmax(1) for at in (1, 0, 2)]
+    torch.testing.assert_close(examine.probabilities(model, images, STATS, shift=1), p[0] / 2 + p[1] / 4 + p[2] / 4)
+
+
 def test_flips_average_an_image_and_its_mirror_image():
     model, images = network(), pictures()
     both = [examine.probabilities(model, x, STATS) for x in (images, images.flip(3))]

@@ -76,10 +76,11 @@ def test_other_precisions_take_torchs_own_path(monkeypatch):
 
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
-def test_max_pooling_is_torchs_to_the_bit(memory_format, ceil_mode):
+@pytest.mark.parametrize("sides", [(6, 10), (7, 10), (7, 11)])
+def test_max_pooling_is_torchs_to_the_bit(memory_format, ceil_mode, sides):
     """Few different values, so that most windows have equal ones: the gradient goes to the same one of them."""
     torch.manual_seed(0)
-    values = torch.randint(-2, 3, (8, 5, 6, 10)).bfloat16().to(memory_format=memory_format)
+    values = torch.randint(-2, 3, (8, 5, *sides)).bfloat16().to(memory_format=memory_format)
     results = []
     for pool in (kernels.MaxPool2d(2, ceil_mode=ceil_mode), nn.MaxPool2d(2, ceil_mode=ceil_mode)):
         x = values.clone().requires_grad_()

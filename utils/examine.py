@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import data, files
+from utils import data, device, files
 from utils.data import ChannelStats
 from utils.model import CNN
 
@@ -50,20 +50,45 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
 
 
 def probabilities(
-    model: nn.Module, images: Tensor, stats: ChannelStats, *, flips: bool = False, batch: int = BATCH
+    model: nn.Module,
+    images: Tensor,
+    stats: ChannelStats,
+    *,
+    flips: bool = False,
+    shift: int = 0,
+    batch: int = BATCH,
+    precision: str = "fp32",
 ) -> Tensor:
     """Return the N×num_classes probabilities that `model` gives to `images`, in float32, on the CPU.
 
-    With `flips` each image is shown as it is and mirrored, and the two answers are averaged: test-time augmentation
-    (Krizhevsky et al. 2012 average ten crops and flips).
+    Test-time augmentation: with `flips` each image is shown as it is and mirrored, and the two answers are averaged
+    (Krizhevsky et al. 2012 average ten crops and flips). With `shift` it is also shown shifted by so many pixels, up
+    and to the left, and down and to the right (Jordan 2024); the three views weigh 1/2, 1/4 and 1/4.
     """
-    with evaluating(model) as where, torch.inference_mode():
+    with evaluating(model) as where, torch.inference_mode(), device.autocast(where, precision):
         answers = []
         for part in images.split(batch):
             x = data.normalize(part.to(where), stats)
-            p = model(x).float().softmax(1)
-            answers.append((p + model(x.flip(3)).float().softmax(1)) / 2 if flips else p)
+            answers.append(sum(share * answer(model, view, flips) for share, view in views(x, shift)))
     return torch.cat(answers).cpu()
+
+
+def answer(model: nn.Module, x: Tensor, flips: bool) -> Tensor:
+    """Return the probabilities of normalized images, or with `flips` the mean of theirs and their mirror images'."""
+    p = model(x).float().softmax(1)
+    return (p + model(x.flip(3)).float().softmax(1)) / 2 if flips else p
+
+
+def views(x: Tensor, shift: int) -> Iterator[tuple[float, Tensor]]:
+    """Yield the images N×C×H×W as they are and shifted by `shift` pixels (edges reflected), each with its weight."""
+    if not shift:
+        yield 1.0, x
+        return
+    height, width = x.shape[2:]
+    padded = F.pad(x, (shift,) * 4, mode="reflect")
+    yield 0.5, x
+    for begin in (0, 2 * shift):
+        yield 0.25, padded[:, :, begin : begin + height, begin : begin + width]
 
 
 def confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:

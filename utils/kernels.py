@@ -154,7 +154,7 @@ def add_patches(patches: Tensor, shape: torch.Size, side: int, stride: int, padd
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """`nn.MaxPool2d`; in bf16 on a CPU the larger of neighbours, in runs of all channels, where it halves even sides.
+    """`nn.MaxPool2d`; in bf16 on a CPU the larger of neighbours, in runs of all channels, where it halves the sides.
 
     PyTorch writes an int64 index a maximum, and clears and scatters the gradient. Gradients are the same bits; second
     derivatives are not to be had there: take fp32 for them.
@@ -162,9 +162,12 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = (self.kernel_size, self.stride, self.padding, self.dilation, self.return_indices)
-        halves = shape == (2, 2, 0, 1, False) and x.ndim == 4 and x.shape[2] % 2 == x.shape[3] % 2 == 0
-        if x.device.type != "cpu" or x.dtype != torch.bfloat16 or not halves:
+        halves = shape == (2, 2, 0, 1, False) and x.ndim == 4 and min(x.shape[2:]) > 1
+        odd = x.shape[-2] % 2 or x.shape[-1] % 2
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16 or not halves or (odd and self.ceil_mode):
             return super().forward(x)
+        if odd:
+            x = x[:, :, : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2]  # the last row or column is in no window
         return LargerOfNeighbours.apply(x)
 
 
