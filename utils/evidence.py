@@ -1,8 +1,9 @@
 """What the seeds say about a difference: its 95 % interval, and a verdict by a rule that was set before the runs.
 
-The difference of two variants is taken seed by seed. It is *supported* when its whole interval lies beyond the margin
-δ, *refuted* when it lies below δ, else *inconclusive*. Intervals are Student's: bootstrap intervals of ten values miss
-the truth too often.
+The difference of two variants is taken seed by seed. It is *supported* when p < 0.05 against the margin δ and it lies
+above δ, *refuted* when below, else *inconclusive*. Among several claims p is corrected (Holm 1979), while the intervals
+shown are of each claim alone: one may clear the margin and its claim still be inconclusive. Intervals are Student's:
+bootstrap intervals of ten values miss the truth too often.
 """
 
 import math

@@ -121,6 +121,7 @@ LEDGER_CLAIMS = {
 }
 BALANCE = dict(zip(LEDGER, itertools.accumulate(LEDGER.values(), operator.or_), strict=True))  # all that a variant has
 FULL = Recipe(**BALANCE["averaged weights"], epochs=18)  # everything put together, for all images
+PHOTOS = replace(FULL, epochs=36, crop_padding=2, cutout=8)  # the same for photographs, of which it sees harder views
 
 BATCHES = {"2 images": 2, "8 images": 8, "32 images": 32, "256 images": 256}
 BATCH_RATES = {
@@ -577,19 +578,30 @@ def in_words(table: pd.DataFrame, *names: str) -> str:
 
 
 def claims_table(table: pd.DataFrame) -> str:
-    """Return the rows of `claims` as the README shows them."""
+    """Return the rows of `claims` as the README shows them: those that are decided, and the others folded away."""
+    counts = table["verdict"].value_counts()
+    of_all = ", ".join(f"{counts.get(verdict, 0)} {verdict}" for verdict in ("supported", "refuted", "inconclusive"))
+    undecided = table["verdict"] == "inconclusive"
+    lines = [f"Of {len(table)} claims: {of_all}.", "", *claim_rows(table[~undecided]), ""]
+    summary = f"<summary>{undecided.sum()} claims that ten seeds, or five, could not decide</summary>"
+    return "\n".join([*lines, "<details>", summary, "", *claim_rows(table[undecided]), "", "</details>"])
+
+
+def claim_rows(table: pd.DataFrame) -> list[str]:
+    """Return the lines of a Markdown table of `claims`."""
     lines = [
-        "| people say | it matters if | difference, points (95 % interval) | n | verdict | lesson |",
+        "| people say | the claim: that | difference, points (95 % interval) | n | verdict | lesson |",
         "|---|---|---|---|---|---|",
     ]
     for row in table.itertuples():
         interval = f"{100 * row.difference:+.2f} ({100 * row.low:+.2f} to {100 * row.high:+.2f})"
-        matters = f"{row.metric} rises by more than {100 * row.margin:g}"
+        rises = f"rises by more than {100 * row.margin:g}"
+        matters = f"{row.metric} {rises if row.margin >= 0 else f'falls by less than {-100 * row.margin:g}'}"
         n = f"{row.n}, {row.diverged} diverged" if row.diverged else f"{row.n}"
         verdict = f"[{row.verdict}](figures/evidence_{row.experiment}.png)"
         cells = (row.claim, matters, interval, n, verdict, lesson_link(row.lesson))
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return lines
 
 
 def lesson_link(lesson: str) -> str:

@@ -1,0 +1,156 @@
+"""The full runs are tested once each, kept with what they were measured with, and the shipped ones are good enough."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from utils import checkpoint, data, examine, experiments, files, full_training, train
+from utils.experiments import ResultsError
+from utils.model import CNNConfig
+
+SHORT = full_training.Plan(train.Recipe(epochs=1, batch_size=64), CNNConfig())
+AT_LEAST = {
+    "fashion-mnist": (0.94, 300),
+    "cifar10-jpeg, photos": (0.86, 600),
+}  # test accuracy, in so many seconds a run
+
+
+@pytest.fixture
+def few(tmp_path, monkeypatch) -> data.ImageData:
+    """Some images of Fashion-MNIST, a plan for them, and a results folder of its own."""
+    monkeypatch.setenv("CNN_RESULTS_DIR", str(tmp_path))
+    monkeypatch.setitem(full_training.PLANS, "full", SHORT)
+    return data.load(progress=False).take(256)
+
+
+@pytest.fixture
+def shipped(monkeypatch) -> pd.DataFrame:
+    """The rows in the repository."""
+    monkeypatch.setenv("CNN_RESULTS_DIR", str(files.ROOT / "results"))
+    rows, _ = full_training.read()
+    return rows
+
+
+def test_each_seed_is_tested_once_and_logged(few):
+    rows = full_training.measure(few, "full", range(2), progress=False)
+    test = rows[rows["split"] == "test"]
+    assert list(zip(test["seed"], test["metric"], strict=True)) == [
+        (seed, metric) for seed in (0, 1) for metric in ("accuracy", full_training.FLIPS)
+    ]
+    reads = pd.read_csv(files.results_dir() / "test_reads.csv")
+    assert reads["purpose"].tolist() == [f"python cnn.py full, plan full, seed {seed}" for seed in (0, 1)]
+
+
+def test_the_network_that_is_kept_gives_the_accuracy_of_its_row(few):
+    rows = full_training.measure(few, "full", [0], progress=False)
+    model, card = checkpoint.load_model(full_training.folder())
+    test = few.read_test("a test")
+    answers = examine.probabilities(model, test.images, data.channel_stats(few.train.images)).argmax(1)
+    stated = rows[(rows["split"] == "test") & (rows["metric"] == "accuracy")]["value"].item()
+    assert (answers == test.labels).double().mean().item() == pytest.approx(stated)
+    validation = rows[(rows["split"] == "validation") & (rows["metric"] == "accuracy")]
+    assert card["validation_accuracy"] == validation["value"].iloc[-1]
+
+
+def test_runs_of_other_data_stay_and_those_of_another_recipe_go(few):
+    def rows(seed, run):
+        return pd.DataFrame([[run, seed, 1, 1, "test", "accuracy", 0.5, 1.0]], columns=full_training.COLUMNS)
+
+    full_training.save(rows(0, "a"), "a", {"recipe": 1})
+    full_training.save(rows(0, "b"), "b", {"recipe": 1})
+    full_training.save(rows(1, "a"), "a", {"recipe": 1})
+    full_training.save(rows(1, "a"), "a", {"recipe": 1})  # again
+    kept, about = full_training.read()
+    assert list(zip(kept["run"], kept["seed"], strict=True)) == [("a", 0), ("a", 1), ("b", 0)]
+    full_training.save(rows(2, "a"), "a", {"recipe": 2})
+    kept, about = full_training.read()
+    assert list(zip(kept["run"], kept["seed"], strict=True)) == [("a", 2), ("b", 0)]
+    assert about["runs"] == {"a": {"recipe": 2}, "b": {"recipe": 1}}
+
+
+@pytest.mark.parametrize("plan", full_training.PLANS)
+def test_more_seeds_of_a_plan_join_those_that_are_there(few, plan):
+    """What a run is must compare equal to what was written of it."""
+    about = full_training.described(few, full_training.PLANS[plan])
+    for seed in range(2):
+        rows = [["x", seed, 1, 1, "test", "accuracy", 0.5, 1.0]]
+        full_training.save(pd.DataFrame(rows, columns=full_training.COLUMNS), "x", about)
+    assert full_training.read()[0]["seed"].tolist() == [0, 1]
+
+
+def test_edited_rows_are_refused(few):
+    full_training.measure(few, "full", [0], progress=False)
+    path = files.results_dir() / "full_training.csv"
+    path.write_text(path.read_text().replace("fashion-mnist,0,1", "fashion-mnist,0,2", 1))
+    with pytest.raises(ResultsError, match="python cnn.py full"):
+        full_training.read()
+
+
+def test_finals_are_means_with_their_t_intervals():
+    accuracies = [0.90, 0.92, 0.94]
+    rows = [["x", seed, 2, 9, "test", "accuracy", value, 10.0 + seed] for seed, value in enumerate(accuracies)]
+    rows += [
+        ["x", seed, 2, 9, "test", full_training.FLIPS, value + 0.01, 10.0 + seed]
+        for seed, value in enumerate(accuracies)
+    ]
+    rows += [["one", 0, 2, 9, "test", "accuracy", 0.5, 7.0]]
+    found = full_training.finals(pd.DataFrame(rows, columns=full_training.COLUMNS)).set_index("run")
+    low, high = stats.t.interval(0.95, 2, loc=0.92, scale=stats.sem(accuracies))
+    assert found.loc["x", ["n", "accuracy", "low", "high", "seconds"]].tolist() == pytest.approx(
+        [3, 0.92, low, high, 11.0]
+    )
+    assert found.loc["x", full_training.FLIPS] == pytest.approx(0.93)
+    table = full_training.table(pd.DataFrame(rows, columns=full_training.COLUMNS)).splitlines()
+    assert table[2].startswith("| x | 92.00 % (")
+    assert table[3] == "| one | 50.00 % |  | 1 | 7 s |"
+
+
+@pytest.mark.parametrize("run", AT_LEAST)
+def test_shipped_numbers(shipped, run):
+    """Five seeds, without a test-time trick, at least as good and fast as the course promises."""
+    accuracy, seconds = AT_LEAST[run]
+    row = full_training.finals(shipped).set_index("run").loc[run]
+    assert row["n"] == 5
+    assert row["accuracy"] >= accuracy
+    assert row["seconds"] <= seconds
+
+
+def test_shipped_runs_are_of_the_frozen_recipe_and_the_embedded_images(shipped):
+    _, about = full_training.read()
+    recipes = {run: train.Recipe(**each["recipe"]) for run, each in about["runs"].items()}
+    assert recipes == {"fashion-mnist": experiments.FULL, "cifar10-jpeg, photos": experiments.PHOTOS}
+    assert about["runs"]["fashion-mnist"]["data"]["checksum"] == data.load(progress=False).checksum
+
+
+def test_shipped_network_has_the_validation_accuracy_of_its_row(shipped):
+    model, _ = checkpoint.load_model(full_training.folder())
+    images = data.load(progress=False)
+    split = images.validation[:1000]
+    answers = examine.probabilities(model, split.images, data.channel_stats(images.train.images)).argmax(1)
+    own = shipped[(shipped["run"] == "fashion-mnist") & (shipped["seed"] == 0) & (shipped["split"] == "validation")]
+    stated = own[own["metric"] == "accuracy"]["value"].iloc[-1]
+    assert abs((answers == split.labels).double().mean().item() - stated) < 0.03  # 1,000 of 5,000 images
+
+
+def test_readme_has_the_table_that_the_rows_give(shipped):
+    readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{full_training.BEGIN}\n{full_training.table(shipped)}\n{full_training.END}" in readme
+
+
+def test_images_that_cannot_be_mirrored_are_tested_without_flips(few):
+    _, history = full_training.train_once(replace(few, can_flip=False), SHORT, "a test", False)
+    assert history[history["split"] == "test"]["metric"].tolist() == ["accuracy"]
+
+
+def test_an_unknown_plan_is_named_with_those_there_are(few):
+    with pytest.raises(ValueError, match="unknown plan 'best': choose one of full, photos, record"):
+        full_training.measure(few, "best")
+
+
+def test_a_run_of_another_plan_has_a_name_of_its_own(few, monkeypatch):
+    monkeypatch.setitem(full_training.PLANS, "wide", replace(SHORT, network=CNNConfig(width=8)))
+    rows = full_training.measure(few, "wide", [0], progress=False)
+    assert set(rows["run"]) == {"fashion-mnist, wide"}
+    assert not full_training.folder().exists()
