@@ -13,7 +13,7 @@ else
 endif
 
 ARGS ?=
-WHAT ?= all --accuracy
+WHAT ?= all
 LESSON ?= *
 PY := $(BIN)/python
 LESSONS := notebooks/$(LESSON).ipynb
@@ -73,9 +73,10 @@ format: setup-dev  ## sync the lessons with their text twins, then format all co
 
 evidence: setup  ## run every experiment from nothing (hours; resumable) and renew the table of claims
 	@$(PY) cnn.py ablate all $(ARGS)
+	@$(PY) cnn.py full
 	@$(PY) cnn.py readme
 
-bench: setup-bench  ## measure speed and accuracy, against other loops too (a part: WHAT="loop wide")
+bench: setup-bench  ## measure speed, against other loops too (a part: WHAT="loop wide")
 	@$(PY) cnn.py bench $(WHAT) $(ARGS)
 
 clean:  ## remove .venv and the caches; trained networks in runs/ stay

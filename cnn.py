@@ -33,7 +33,10 @@ OPTIONS = ("device", "precision", "compiled", "cuda_graphs")  # of train.fit
 FROM_DATA = ("in_channels", "num_classes")  # fields of CNNConfig that the data decide
 
 DEVICE_HELP = "auto (CUDA before MPS before CPU), cpu, cuda, cuda:1 or mps  [default: auto]"
-BENCH_HELP = "loop, frameworks, wide, images, width, avx2, dropout, probes, processes, sweep, or all  [default: loop]"
+BENCH_HELP = (
+    "loop, frameworks, wide, images, width, avx2, dropout, probes, processes, sweep, waterfall, avx2_bf16, target, "
+    "learning, roofline, growth, talk, lessons, or all  [default: loop]"
+)
 DATA_HELP = f"{', '.join(data.DATASETS)}, or a folder of images (train/CLASS/*, test/CLASS/*)"
 
 Size = Annotated[int | None, typer.Option(help="resize images to SIZE × SIZE pixels")]
@@ -329,14 +332,31 @@ def bench(
     what: Annotated[list[str] | None, typer.Argument(help=BENCH_HELP, show_default=False)] = None,
     rounds: Annotated[int, typer.Option(help="measurements of each loop, in turn")] = 5,
     images: Annotated[int, typer.Option(help="training images a measurement")] = 12_288,
-    accuracy: Annotated[bool, typer.Option("--accuracy", help="also train the defaults with five seeds")] = False,
 ) -> None:
     """Measure how fast the course's training loop is, here and now: against other loops, and the machine's peak."""
     from utils import bench as benchmark
 
     benchmark.speed(what or ["loop"], rounds, images)
-    if accuracy:
-        benchmark.accuracy()
+
+
+@app.command()
+def full(
+    plan: Annotated[
+        str,
+        typer.Argument(
+            help="full; photos: with harder augmentation; record: another network, for colour images of 32×32"
+        ),
+    ] = "full",
+    data_name: Annotated[str, typer.Option("--data", help=DATA_HELP)] = "fashion-mnist",
+    size: Size = None,
+    channels: Channels = None,
+    seeds: Annotated[int, typer.Option(help="networks to train, with the seeds from 0 on", min=1)] = 5,
+) -> None:
+    """Train the full recipe with several seeds, test each network once, and write the runs into results/."""
+    from utils import full_training
+
+    rows = full_training.measure(data.load(data_name, size=size, channels=channels), plan, range(seeds))
+    print(full_training.table(rows))
 
 
 @app.command()
@@ -481,11 +501,14 @@ def links(
 def readme() -> None:
     """Write the measured figures and the claims of results/ into README.md."""
     from utils import bench as benchmark
-    from utils import experiments
+    from utils import experiments, full_training, lessons
 
     benchmark.write_readme()
+    lessons.write_readme()
     path = files.ROOT / "README.md"
     files.replace_block(path, experiments.BEGIN, experiments.END, experiments.claims_table(experiments.claims()))
+    runs, _ = full_training.read()
+    files.replace_block(path, full_training.BEGIN, full_training.END, full_training.table(runs))
 
 
 def main() -> None:

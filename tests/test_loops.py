@@ -1,10 +1,13 @@
 """The loops that are compared do the same work, and are counted right."""
 
+import itertools
+from dataclasses import astuple, replace
+
 import pytest
 import torch
 
-from utils import loops, train
-from utils.model import CNN, CNNConfig, parts
+from utils import kernels, loops, train
+from utils.model import CNN, CNNConfig, Stem, parts
 
 
 def test_training_takes_three_times_the_forward_flops():
@@ -56,3 +59,90 @@ def test_loops_train(loop):
 
 def test_wide_loop_trains():
     assert 1 < loops.wide(train.Recipe.batch_size) < 1e7
+
+
+# ---------------------------------------------------------------------------------------------------------- tricks
+
+
+def test_waterfall_goes_from_the_usual_loop_to_all_tricks_by_one_field_a_step():
+    steps = [loops.tricks_up_to(name) for name in loops.WATERFALL]
+    assert steps[0] == loops.Tricks()
+    for before, after in itertools.pairwise(steps):
+        assert sum(a != b for a, b in zip(astuple(before), astuple(after), strict=True)) == 1
+    assert all(a != b for a, b in zip(astuple(steps[0]), astuple(steps[-1]), strict=True))
+
+
+@pytest.mark.parametrize("name", list(loops.WATERFALL)[1:])
+def test_all_tricks_but_one(name):
+    (field,) = loops.WATERFALL[name]
+    assert loops.tricks_without(name) == replace(
+        loops.tricks_up_to(list(loops.WATERFALL)[-1]), **{field: getattr(loops.Tricks(), field)}
+    )
+
+
+def test_network_without_tricks_is_that_of_textbooks_with_the_same_weights():
+    torch.manual_seed(0)
+    plain = loops.network_with(loops.Tricks())
+    torch.manual_seed(0)
+    course = loops.network_with(loops.tricks_up_to("pool before norm"))
+    assert all(type(layer).__module__ != kernels.__name__ for layer in plain.modules())
+    assert any(type(layer).__module__ == kernels.__name__ for layer in course.modules())
+    assert plain.state_dict().keys() == course.state_dict().keys()
+    assert all(torch.equal(value, course.state_dict()[name]) for name, value in plain.state_dict().items())
+    images = torch.randn(4, 1, 28, 28)
+    stem = plain.stem
+    expected = stem.pool(torch.relu(stem.norm(stem.conv(images))))
+    assert torch.allclose(stem(images), expected)
+    assert isinstance(course.stem, Stem)
+    assert not isinstance(course.stem, loops.TextbookStem)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    """Where torchvision finds the embedded images."""
+    path = tmp_path_factory.mktemp("images")
+    loops.lay_out_for_torchvision(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", loops.WATERFALL)
+def test_loops_with_tricks_train_on_as_many_images(folder, name):
+    assert 1 < loops.with_tricks(loops.tricks_up_to(name), 512, folder) < 1e7
+
+
+def test_a_loop_with_tricks_learns(folder):
+    """Ten steps on the same batch: the loss falls."""
+    model, batches, step = loops.prepare(replace(loops.Tricks(), in_memory=True, no_item=True), 128, folder)
+    pixels, labels = next(iter(batches))
+    losses = []
+    for _ in range(10):
+        losses.append(torch.nn.functional.cross_entropy(model(pixels), labels).item())
+        step(pixels, labels)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_seconds_to_an_accuracy_are_those_of_the_steps(folder):
+    tricks = loops.tricks_up_to("pool before norm")
+    seconds, images = loops.seconds_to(0.15, tricks, folder, seed=0)
+    assert seconds > 0
+    assert images % 1024 == 0
+    with pytest.raises(RuntimeError, match="below 100% after 1024 images"):
+        loops.seconds_to(1.0, tricks, folder, seed=0, most=1024)
+
+
+def test_what_is_learned_depends_on_the_seed_and_is_reproducible():
+    tricks = replace(loops.tricks_up_to("pool before norm"), bf16=False)
+    first, again, other = (loops.learned(tricks, seed, 256, epochs=1) for seed in (0, 0, 1))
+    assert 0 <= first <= 1
+    assert first == again
+    assert first != other
+
+
+def test_threads_are_given_back():
+    before = torch.get_num_threads()
+    assert loops.on_threads(2, 512) > 1
+    assert torch.get_num_threads() == before
+
+
+def test_images_of_any_side_can_be_measured():
+    assert 1 < loops.of_side(14, 512) < 1e7

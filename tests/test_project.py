@@ -24,6 +24,7 @@ FLOORS = {
     "device": 0,
     "widgets": 0,
     "kernels": 0,
+    "muon": 0,
     "parallel": 0,
     "cluster": 0,
     "data": 1,
@@ -36,11 +37,15 @@ FLOORS = {
     "evidence": 3,
     "examine": 3,
     "loops": 3,
+    "costs": 3,
+    "record": 3,
     "frameworks": 3,
     "bench": 4,
     "experiments": 4,
     "plots": 5,
     "exercises": 5,
+    "full_training": 5,
+    "lessons": 5,
     "compare": 6,
 }
 
@@ -166,9 +171,21 @@ def test_a_notebook_service_keeps_its_own_torch():
     assert COURSE_LIST["torchvision"].specifier.contains("0.21.0")
 
 
+def test_binder_builds_a_fixed_python_and_conda_forges_torch_for_cpus():
+    """By repo2docker's rules: binder/ hides the file above it, and Python counts only as `python=X.Y`."""
+    lines = [line.strip().removeprefix("- ") for line in read("binder/environment.yml").splitlines()]
+    assert sum(bool(re.fullmatch(r"python=3\.\d+", line)) for line in lines) == 1
+    assert "-r ../requirements.txt" in lines  # relative to the file itself; without constraints, which have pip's torch
+    for name, package in {"pytorch-cpu": "torch", "torchvision": "torchvision"}.items():
+        (line,) = [line for line in lines if line.startswith(name)]
+        assert (
+            Requirement(line.replace(name, package)).specifier == COURSE_LIST[package].specifier
+        )  # pip finds it there
+
+
 def test_environment_refers_to_the_list():
     lines = [line.strip().removeprefix("- ") for line in read("environment.yml").splitlines()]
-    assert "python=3.12" in lines  # repo2docker reads no other form
+    assert "python=3.12" in lines
     assert "-r requirements.txt" in lines
     assert [line for line in lines if canonicalize_name(re.split(r"[=<>]", line)[0]) in COURSE_LIST] == []
 

@@ -1,8 +1,11 @@
 """How fast the training loop is: against the loops that people use, and against what the machine can multiply."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
+import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -10,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,14 +24,14 @@ import psutil
 import torch
 from torch.utils.data import DataLoader
 
-from utils import ablation, data, device, files, frameworks, loops, train
+from utils import ablation, costs, data, device, files, frameworks, loops, train
 from utils.model import CNN, CNNConfig
 
 SPEED_FILE = "speed.csv"
-ACCURACY_FILE = "accuracy.csv"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"  # of the README's section
 CPU = {"CNN_DEVICE": "cpu"}
 AVX2 = CPU | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}  # what PyTorch and oneDNN may use of it
+TARGET = 0.85  # of the validation images right
 Row = dict[str, object]
 
 
@@ -204,6 +208,135 @@ def measure_processes(rounds: int, images: int) -> list[Row]:
     ]
 
 
+def measure_waterfall(rounds: int, images: int) -> list[Row]:
+    """From the usual loop to the course's, one trick at a time; and all tricks but one."""
+    images = max(images // 4 // 512, 1) * 512
+    steps, first, last = loops.WATERFALL, *list(loops.WATERFALL)[:: len(loops.WATERFALL) - 1]
+    with laid_out() as folder, own_process() as kept, own_process() as given_back:
+        turns = {("up to", name): loops.tricks_up_to(name) for name in steps}
+        turns |= {("all but", name): loops.tricks_without(name) for name in list(steps)[1:-1]}
+        where = {key: kept if tricks.memory_kept else given_back for key, tricks in turns.items()}
+        timed = {key: call(where[key], loops.with_tricks, tricks, images, folder) for key, tricks in turns.items()}
+        measured = interleave(timed | {"course": call(kept, loops.course, images)}, rounds)
+    up_to, all_but = (
+        {name: measured[kind, name] for key, name in turns if key == kind} for kind in ("up to", "all but")
+    )
+    gains = {name: ratios(up_to[name], up_to[before]) for before, name in itertools.pairwise(steps)}
+    return [
+        *(row(f"up to: {name}", "images/s", speeds) for name, speeds in up_to.items()),
+        *(row(f"gain: {name}", "×", gain) for name, gain in gains.items()),
+        *(row(f"all but: {name}", "images/s", speeds) for name, speeds in all_but.items()),
+        *(row(f"gain at the end: {name}", "×", ratios(up_to[last], speeds)) for name, speeds in all_but.items()),
+        row("all tricks against none", "×", ratios(up_to[last], up_to[first])),
+        row("train.fit against all tricks", "×", ratios(measured["course"], up_to[last])),
+    ]
+
+
+def measure_avx2_bf16(rounds: int, images: int) -> list[Row]:
+    """bf16 on a CPU without instructions for it, or on this one when it is told to do without."""
+    images, tricks = 512, loops.tricks_up_to(list(loops.WATERFALL)[-1])
+    with own_process(AVX2) as process:
+        turns = {
+            precision: call(process, loops.with_tricks, replace(tricks, bf16=precision == "bf16"), images, "")
+            for precision in ("fp32", "bf16")
+        }
+        measured = interleave(turns, rounds)
+    return [row("AVX2 only: bf16 against fp32", "×", ratios(measured["bf16"], measured["fp32"]))]
+
+
+def measure_target(rounds: int, images: int) -> list[Row]:
+    """Seconds, and images, to 85 % of the validation images right: the usual loop and the course's, a seed a round."""
+    names = ("usual loop", "pool before norm", "batches of 512")
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
+    with laid_out() as folder, own_process() as given_back, own_process() as kept:
+        for seed in range(rounds):
+            for name in names:
+                tricks = loops.tricks_up_to(name)
+                process = kept if tricks.memory_kept else given_back
+                found[name].append(call(process, loops.seconds_to, TARGET, tricks, folder, seed)())
+    seconds = {name: [pair[0] for pair in pairs] for name, pairs in found.items()}
+    usual = seconds.pop(names[0])
+    return [
+        *(row(f"to {TARGET:.0%}: {name}", "s", [pair[0] for pair in pairs]) for name, pairs in found.items()),
+        *(row(f"to {TARGET:.0%}: {name}", "images", [pair[1] for pair in pairs]) for name, pairs in found.items()),
+        *(row(f"to {TARGET:.0%}: usual loop against {name}", "×", ratios(usual, s)) for name, s in seconds.items()),
+    ]
+
+
+def measure_learning(rounds: int, images: int) -> list[Row]:
+    """Does a trick change what is learned? Accuracy with all of them but the last, without one, and with the last."""
+    images, (*_, most, last) = max(images // 2 // 512, 1) * 512, loops.WATERFALL
+    arms = {"all": loops.tricks_up_to(most), last: loops.tricks_up_to(last)}
+    for name in ("bf16", "own kernels", most):
+        arms[name] = replace(arms["all"], **{field: getattr(loops.Tricks, field) for field in loops.WATERFALL[name]})
+    with own_process() as process:
+        found = pd.DataFrame(
+            {name: 100 * call(process, loops.learned, tricks, seed, images)() for name, tricks in arms.items()}
+            for seed in range(rounds)
+        )
+    by = {name: found["all"] - found[name] for name in arms if name not in ("all", last)}
+    by[last] = found[last] - found["all"]
+    return [
+        row(f"accuracy with all tricks but {last}", "%", found["all"].to_list()),
+        *(row(f"accuracy by: {name}", "points", difference.to_list()) for name, difference in by.items()),
+    ]
+
+
+def measure_roofline(rounds: int, images: int) -> list[Row]:
+    """What the CPU can do, and the time of each layer of the network on a batch, forward and backward."""
+    with own_process(CPU) as process:
+        turns = {
+            "layers": call(process, costs.course_layer_seconds),
+            **{p: call(process, loops.matmul_peak, torch.device("cpu"), p) for p in ("fp32", "bf16")},
+            "memory": call(process, costs.bandwidth),
+            "cache": call(process, costs.bandwidth, 2**20, 50),
+        }
+        measured = interleave(turns, rounds)
+    tables = pd.concat(measured["layers"])
+    layers = tables.groupby(["layer", "direction"], sort=False)["seconds"]
+    return [
+        *(row(f"peak of the {p} matrix product", "GFLOP/s", [x / 1e9 for x in measured[p]]) for p in ("fp32", "bf16")),
+        *(row(f"{what} bandwidth", "GB/s", [x / 1e9 for x in measured[what]]) for what in ("memory", "cache")),
+        *(row(f"{layer}, {direction}", "ms", list(1e3 * x)) for (layer, direction), x in layers),
+    ]
+
+
+def measure_growth(rounds: int, images: int) -> list[Row]:
+    """Time an image as the network grows deeper, the image larger, and the cores fewer."""
+    depths, sides, few = (4, 10, 28), (14, 28, 56), max(images // 12 // 512, 1) * 512
+    with own_process() as process:
+        turns = {f"{2 * depth + 2} layers": call(process, loops.course, few, depth=depth) for depth in depths}
+        turns |= {f"{side}×{side} pixels": call(process, loops.of_side, side, few) for side in sides}
+        threads = sorted({1, call(process, torch.get_num_threads)()})
+        turns |= {f"{n} threads": call(process, loops.on_threads, n, 2 * few) for n in threads}
+        measured = interleave(turns, rounds)
+    return [row(f"time an image, {name}", "µs", [1e6 / x for x in speeds]) for name, speeds in measured.items()]
+
+
+def measure_talk(rounds: int, images: int) -> list[Row]:
+    """All-reduces of several sizes between two processes, and a step that these share, with and without the talking."""
+    batch = train.Recipe.batch_size
+    images = max(images // 4 // batch, 1) * batch
+    measured = run_together(loops.talk, images, rounds)
+    steps = {name: [1e3 * batch / speed for speed in measured[name]] for name in ("joined", "muted")}
+    times = {size: [1e6 * turn[place] for turn in measured["messages"]] for place, size in enumerate(loops.MESSAGES)}
+    return [
+        *(row(f"all-reduce of {size} bytes", "µs", seconds) for size, seconds in times.items()),
+        row("a step shared by two processes", "ms", steps["joined"]),
+        row("a step shared by two processes that say nothing", "ms", steps["muted"]),
+    ]
+
+
+def measure_lessons(rounds: int, images: int) -> list[Row]:
+    """Seconds and memory of each lesson, executed from a fresh kernel; without a round that warms up."""
+    rows = []
+    for lesson in sorted((files.ROOT / "notebooks").glob("*.ipynb")):
+        measured = [execution_of(lesson) for _ in range(rounds)]
+        rows.append(row(f"lesson {lesson.stem}", "s", [seconds for seconds, _ in measured]))
+        rows.append(row(f"lesson {lesson.stem}, memory", "GB", [memory / 1e9 for _, memory in measured]))
+    return rows
+
+
 def measure_sweep(rounds: int, images: int) -> list[Row]:
     """An ablation of four runs a core on the CPU: one process a core against one process."""
     cores, source = joblib.cpu_count(), ablation.Source(images=images)
@@ -230,7 +363,17 @@ MEASUREMENTS = {
     "probes": measure_probes,
     "processes": measure_processes,
     "sweep": measure_sweep,
+    "waterfall": measure_waterfall,
+    "avx2_bf16": measure_avx2_bf16,
+    "target": measure_target,
+    "learning": measure_learning,
+    "roofline": measure_roofline,
+    "growth": measure_growth,
+    "talk": measure_talk,
+    "lessons": measure_lessons,
 }
+# Of lesson 7, or elsewhere in the README:
+NOT_IN_ITS_TABLE = ("waterfall", "avx2_bf16", "target", "learning", "roofline", "growth", "talk", "lessons")
 
 
 def ratios(ours: list[float], theirs: list[float]) -> list[float]:
@@ -276,6 +419,20 @@ def call(process: ProcessPoolExecutor, function: Callable, *arguments: object, *
     return lambda: process.submit(function, *arguments, **options).result()
 
 
+def run_together(function: Callable, *arguments: object, processes: int = 2) -> object:
+    """Return what the first of several processes, set up as by `torchrun`, returns for `function` of `arguments`."""
+    with contextlib.ExitStack() as stack, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = CPU | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        shared |= {"TORCHELASTIC_RUN_ID": "bench", "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        own = [shared | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(processes)]
+        workers = [stack.enter_context(own_process(environment)) for environment in own]
+        free.close()  # now the port is theirs
+        results = [worker.submit(function, *arguments) for worker in workers]
+        first, *_ = [result.result() for result in results]  # of all, so that an error in any of them is raised
+        return first
+
+
 def memory_of_a_run() -> int:
     """Return the largest resident memory of `python cnn.py` over one epoch and all that follows, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
@@ -285,27 +442,39 @@ def memory_of_a_run() -> int:
             return call(process, peak_memory, of_children=True)()
 
 
+def execution_of(lesson: Path) -> tuple[float, int]:
+    """Return the seconds that a notebook takes, Jupyter's start included, and its memory in bytes.
+
+    Its folders are its own, the cache too, so that nothing is taken from earlier runs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return execution_in(Path(folder), lesson)
+
+
+def execution_in(folder: Path, lesson: Path) -> tuple[float, int]:
+    """Do what `execution_of` does, with its files in `folder`."""
+    own = {f"CNN_{name.upper()}_DIR": str(folder / name) for name in ("results", "figures", "cache")}
+    shutil.copytree(files.ROOT / "results", own["CNN_RESULTS_DIR"], dirs_exist_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "nbconvert",
+        "--to",
+        "notebook",
+        "--execute",
+        "--output-dir",
+        str(folder),
+        str(lesson),
+    ]
+    with own_process(CPU | own) as process:
+        begin = time.perf_counter()
+        call(process, subprocess.run, command, check=True, capture_output=True)()
+        return time.perf_counter() - begin, call(process, peak_memory, of_children=True)()
+
+
 def cpu_precision() -> str:
     """Return the precision that this process trains in on the CPU."""
     return device.pick_precision(torch.device("cpu"))
-
-
-def accuracy(seeds: range = range(5)) -> pd.DataFrame:
-    """Train the defaults with each of `seeds`, read the test images once each, append to results/accuracy.csv."""
-    images = data.load()
-    rows = []
-    for seed in seeds:
-        torch.manual_seed(seed)
-        model, recipe = CNN(CNNConfig()), train.Recipe(seed=seed)
-        history = train.fit(model, images, recipe)
-        split = images.read_test(f"python cnn.py bench --accuracy, seed {seed}")
-        test = train.evaluate(model, split, data.channel_stats(images.train.images))
-        rows.append({"seed": seed, "test_accuracy": test["accuracy"], "seconds": history["seconds"].max()})
-        print(f"seed {seed}: test accuracy {test['accuracy']:.2%}, {rows[-1]['seconds']:.0f} s")
-    table = pd.DataFrame(rows)
-    print(f"median of {len(table)} seeds: {table.test_accuracy.median():.2%} in {table.seconds.median():.0f} s")
-    append(files.results_dir() / ACCURACY_FILE, table, device.describe())
-    return table
 
 
 def interleave(loops: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -343,27 +512,35 @@ def peak_memory(of_children: bool = False) -> int:
 
 def measured_block(dates: Sequence[str] | None = None) -> str:
     """Return the README's section of measured figures from the rows in results/ of these dates, or else the newest."""
-    runs, speeds = measured_on(ACCURACY_FILE, dates), measured_on(SPEED_FILE, dates)
-    lines = [
-        f"<!-- measured on {', '.join(dict.fromkeys([*runs.date, *speeds.date]))} -->",
-        "## Measured",
-        "",
-        "| | median | from – to | n |",
-        "|---|---|---|---|",
-        line("Fashion-MNIST test accuracy, defaults", runs.test_accuracy * 100, "{:.2f} %"),
-        line("training time, validation each epoch included", runs.seconds, "{:.0f} s"),
-    ]
-    comparison = (speeds["measurement"] == "loop") | ~speeds["unit"].isin(["images/s", "µs"])
-    for measured in speeds[comparison].itertuples():  # the rest, of which these are quotients, is in results/
+    speeds = measured_on(dates)
+    comparison = ~speeds["unit"].isin(["images/s", "µs"])  # what they are quotients of is in results/
+    comparison &= ~speeds["measurement"].isin(["loop", *NOT_IN_ITS_TABLE])
+    hardware = {machine_in_words(row) for _, row in speeds.iterrows()}
+    return "\n".join(
+        [
+            f"<!-- measured on {', '.join(dict.fromkeys(speeds.date))} -->",
+            *measured_rows(speeds[speeds["measurement"] == "loop"]),
+            "",
+            f"Measured on {'; '.join(sorted(hardware))}. `make bench` measures it on yours.",
+            "",
+            "<details>",
+            "<summary>Against other frameworks, on other hardware, and what grows with what</summary>",
+            "",
+            *measured_rows(speeds[comparison]),
+            "",
+            "</details>",
+        ]
+    )
+
+
+def measured_rows(speeds: pd.DataFrame) -> list[str]:
+    """Return the lines of a Markdown table of rows of results/speed.csv."""
+    lines = ["| | median | from – to | n |", "|---|---|---|---|"]
+    for measured in speeds.itertuples():
         digits = 0 if measured.median >= 100 else 2
         spread = f"{measured.min:,.{digits}f} – {measured.max:,.{digits}f}" if measured.n > 1 else ""
         lines.append(f"| {measured.what} | {measured.median:,.{digits}f} {measured.unit} | {spread} | {measured.n} |")
-    hardware = {machine_in_words(row) for rows in (runs, speeds) for _, row in rows.iterrows()}
-    lines += [
-        "",
-        f"Measured on {'; '.join(sorted(hardware))}. `python cnn.py bench all --accuracy` measures it on yours.",
-    ]
-    return "\n".join(lines)
+    return lines
 
 
 def machine_in_words(row: pd.Series) -> str:
@@ -372,19 +549,12 @@ def machine_in_words(row: pd.Series) -> str:
     return f"{row.cores} cores of an {row.cpu} ({row.instructions}, {row.precision}), torch {row.torch}; {gpu}"
 
 
-def measured_on(name: str, dates: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return the rows of results/`name` of these `dates`, or else the newest of each measurement."""
-    rows = pd.read_csv(files.ROOT / "results" / name)
+def measured_on(dates: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the rows of results/speed.csv of these `dates`, or else the newest of each measurement."""
+    rows = pd.read_csv(files.ROOT / "results" / SPEED_FILE)
     if dates is not None:
         return rows[rows["date"].isin(dates)]
-    kind = rows["measurement"] if "measurement" in rows else pd.Series("accuracy", rows.index)
-    return rows[rows["date"] == rows.groupby(kind)["date"].transform("max")]
-
-
-def line(what: str, values: pd.Series, form: str) -> str:
-    """Return a row of the README's table: median, smallest and largest of `values`."""
-    low, middle, high = (form.format(value) for value in (values.min(), values.median(), values.max()))
-    return f"| {what} | {middle} | {low} – {high} | {len(values)} |"
+    return rows[rows["date"] == rows.groupby("measurement")["date"].transform("max")]
 
 
 def write_readme() -> None:

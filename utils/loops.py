@@ -1,26 +1,235 @@
 """The training loops that `bench` compares, and what it compares them with; each returns images per second."""
 
+import contextlib
 import gzip
+import itertools
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils import data, device, files, probes, train
-from utils.model import CNN, CNNConfig
+from utils import data, device, files, kernels, parallel, probes, train
+from utils.model import CNN, CNNConfig, Stem
 
 WIDE_IMAGE = (3, 32, 32)
 PEAK_SIDE = 4096  # side of the square matrices whose product measures the peak
+MESSAGES = tuple(2**power for power in range(8, 25, 2))  # bytes: 256 B to 16 MiB
+
+
+@dataclass(frozen=True)
+class Tricks:
+    """What makes the usual loop the course's, one field a trick. The defaults are the usual loop: none of them."""
+
+    in_memory: bool = False  # images are one tensor and augmented together; else a DataLoader, image by image
+    no_item: bool = False  # loss and accuracy are summed as tensors; else `.item()` asks for both at every step
+    channels_last: bool = False
+    bf16: bool = False
+    memory_kept: bool = False
+    kernels: bool = False  # the layers of utils.kernels; else those of torch.nn
+    pool_first: bool = False  # the stem pools before norm and activation; else behind them, as textbooks have it
+    batch_size: int = 128
+
+
+# The waterfall: each step adds one trick to all before it. The last two change the network, and the recipe.
+WATERFALL = {
+    "usual loop": {},
+    "images in one tensor": {"in_memory": True},
+    "no .item() a step": {"no_item": True},
+    "channels last": {"channels_last": True},
+    "bf16": {"bf16": True},
+    "memory kept": {"memory_kept": True},
+    "own kernels": {"kernels": True},
+    "pool before norm": {"pool_first": True},
+    "batches of 512": {"batch_size": 512},
+}
+
+
+def tricks_up_to(name: str) -> Tricks:
+    """Return the tricks of the waterfall's step `name` and of all before it."""
+    names = list(WATERFALL)
+    changed = [WATERFALL[step] for step in names[: names.index(name) + 1]]
+    return Tricks(**{field: value for step in changed for field, value in step.items()})
+
+
+def tricks_without(name: str) -> Tricks:
+    """Return all tricks of the waterfall but the one called `name`."""
+    return replace(tricks_up_to(list(WATERFALL)[-1]), **{field: getattr(Tricks, field) for field in WATERFALL[name]})
+
+
+def with_tricks(tricks: Tricks, images: int, folder: str) -> float:
+    """Return the images per second of a loop with these `tricks` over `images` images, getting them counted in.
+
+    `folder` is where `lay_out_for_torchvision` has put the images.
+    """
+    _, batches, step = prepare(tricks, images, folder)
+    with memory_of(tricks):
+        begin, count = time.perf_counter(), 0
+        for pixels, labels in batches:
+            step(pixels, labels)
+            count += len(labels)
+        synchronize(device.pick())
+    return count / (time.perf_counter() - begin)
+
+
+def seconds_to(accuracy: float, tricks: Tricks, folder: str, seed: int, most: int = 400_000) -> tuple[float, int]:
+    """Return how many seconds, and on how many images, a loop with these `tricks` trains to a validation `accuracy`.
+
+    The learning rate is constant, 0.4 for batches of 512, and for others in proportion (Goyal et al. 2017). Looking at
+    1,000 validation images after every 1,024 is not counted. Raises RuntimeError when `most` images are not enough.
+    """
+    model, batches, step = prepare(tricks, 12_288, folder, seed)
+    everything = data.load()
+    stats, look = data.channel_stats(everything.train.images), everything.validation[:1000]
+    seconds, count, begin = 0.0, 0, time.perf_counter()
+    with memory_of(tricks):
+        for pixels, labels in itertools.chain.from_iterable(itertools.repeat(batches)):
+            step(pixels, labels)
+            count += len(labels)
+            if count % 1024 == 0:
+                seconds += time.perf_counter() - begin
+                if train.evaluate(model, look, stats)["accuracy"] >= accuracy:
+                    return seconds, count
+                if count >= most:
+                    raise RuntimeError(f"below {accuracy:.0%} after {count} images: expected fewer to be enough")
+                begin = time.perf_counter()
+    raise RuntimeError("no images")
+
+
+def learned(tricks: Tricks, seed: int, images: int, epochs: int = 4) -> float:
+    """Return the validation accuracy that `train.fit` comes to with what these `tricks` change of the learning.
+
+    That is the network, the precision, and batch size with a learning rate in proportion; the others do not matter.
+    """
+    torch.manual_seed(seed)
+    recipe = train.Recipe(epochs=epochs, batch_size=tricks.batch_size, lr=0.4 * tricks.batch_size / 512, seed=seed)
+    precision = "bf16" if tricks.bf16 else "fp32"
+    history = train.fit(network_with(tricks), data.load().take(images), recipe, precision=precision, progress=False)
+    return history.last("validation", "accuracy")
+
+
+def prepare(
+    tricks: Tricks, images: int, folder: str, seed: int = 0
+) -> tuple[nn.Module, Iterable, Callable[[Tensor, Tensor], None]]:
+    """Return the network, its batches, and the function that takes one training step on a batch."""
+    where = device.pick()
+    recipe = train.Recipe(batch_size=tricks.batch_size, lr=0.4 * tricks.batch_size / 512, schedule="constant")
+    recipe = replace(recipe, seed=seed)
+    torch.manual_seed(seed)
+    memory_format = torch.channels_last if tricks.channels_last else torch.contiguous_format
+    model = network_with(tricks).to(where, memory_format=memory_format)
+    return model, batches_with(tricks, images, folder, recipe), make_step(model, tricks, recipe)
+
+
+def network_with(tricks: Tricks) -> CNN:
+    """Return the course's network, with the stem and the layers that `tricks` name."""
+    model = CNN(CNNConfig())
+    if not tricks.pool_first:
+        late = TextbookStem(model.config)
+        late.load_state_dict(model.stem.state_dict())
+        model.stem = late
+    for module in model.modules() if not tricks.kernels else ():
+        if type(module).__module__ == kernels.__name__:
+            module.__class__ = type(module).__base__  # kernels.Conv2d → nn.Conv2d, with all it holds
+    return model
+
+
+class TextbookStem(Stem):
+    """Convolution → norm → activation → pooling: norm and activation touch four times the values."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pool(self.activation(self.norm(self.conv(images))))
+
+
+def batches_with(tricks: Tricks, images: int, folder: str, recipe: train.Recipe) -> Iterable:
+    """Return the batches of an epoch, augmented: a DataLoader, or what lies in memory."""
+    if not tricks.in_memory:
+        return usual_loader(folder, images, recipe, workers=0)
+    few, where = data.load().take(images), device.pick()
+    precision = "bf16" if tricks.bf16 else "fp32"
+    batches = train.training_batches(few, data.channel_stats(few.train.images), recipe, where, precision)
+    batches.channels_last = tricks.channels_last
+    return batches
+
+
+def make_step(model: nn.Module, tricks: Tricks, recipe: train.Recipe) -> Callable[[Tensor, Tensor], None]:
+    """Return the function that takes one training step, and keeps count of loss and accuracy as `tricks` say."""
+    where, optimizer = device.pick(), train.make_optimizer(model, recipe)
+    total, correct = (0.0, 0) if not tricks.no_item else torch.zeros(2, device=where)
+
+    def step(pixels: Tensor, labels: Tensor) -> None:
+        nonlocal total, correct
+        pixels, labels = pixels.to(where), labels.to(where)
+        optimizer.zero_grad()
+        with device.autocast(where, "bf16" if tricks.bf16 else "fp32"):
+            logits = model(pixels)
+        loss = F.cross_entropy(logits.float(), labels)
+        loss.backward()
+        optimizer.step()
+        hits = (logits.detach().argmax(1) == labels).sum()
+        total = total + (loss.detach() if tricks.no_item else loss.item())
+        correct = correct + (hits if tricks.no_item else hits.item())
+
+    return step
+
+
+def memory_of(tricks: Tricks) -> contextlib.AbstractContextManager:
+    """Return the context in which freed memory is kept, if that is among the `tricks`."""
+    return device.freed_memory_kept() if tricks.memory_kept else contextlib.nullcontext()
+
+
+def talk(images: int, rounds: int, sizes: Sequence[int] = MESSAGES) -> dict[str, list]:
+    """Return, measured in turn by the processes of a run (see `bench.run_together`), a list of `rounds` each:
+
+    "messages": the seconds of an all-reduce of each of `sizes` bytes; "joined": the images per second of `train.fit` on
+    `images` images, every batch shared; "muted": the same when each process takes what it has for what all have, so
+    that they compute as before but say nothing.
+    """
+    torch.set_num_threads(parallel.threads())
+    measured: dict[str, list] = {"messages": [], "joined": [], "muted": []}
+    with parallel.join(torch.device("cpu")):
+        for turn in range(rounds + 1):
+            round_of = {"messages": [all_reduce_seconds(size) for size in sizes], "joined": course(images)}
+            dist.barrier()
+            with muted():
+                round_of["muted"] = course(images)
+            dist.barrier()
+            for name, value in round_of.items() if turn else ():  # the first round warms up
+                measured[name].append(value)
+    return measured
+
+
+def all_reduce_seconds(size: int, repeats: int = 30) -> float:
+    """Return the mean time of an all-reduce of `size` bytes of float32 over the processes that have joined.
+
+    The mean, not the median: now and then a process sleeps until it is woken, and a training step pays for that, too.
+    """
+    message, seconds = torch.zeros(size // 4), []
+    for _ in range(repeats + 2):
+        dist.barrier()
+        begin = time.perf_counter()
+        dist.all_reduce(message)
+        seconds.append(time.perf_counter() - begin)
+    return statistics.fmean(seconds[2:])
+
+
+def muted() -> contextlib.AbstractContextManager:
+    """Return the context in which processes share batches, but each takes its own numbers for those of all."""
+    silent = {"gather": lambda tensor: [tensor] * dist.get_world_size(), "all_sum": torch.clone, "wrap": lambda m: m}
+    return mock.patch.multiple(parallel, **silent)
 
 
 def course(images: int, epochs: int = 1, **config: object) -> float:
@@ -37,10 +246,30 @@ def probed(images: int) -> float:
 
 def wide(images: int) -> float:
     """Return the images per second of `train.fit` with `wide_network`, on noise."""
-    noise = torch.randint(0, 256, (images, *WIDE_IMAGE), dtype=torch.uint8)
+    return on_noise(wide_network(), WIDE_IMAGE, images)
+
+
+def of_side(side: int, images: int) -> float:
+    """Return the images per second of `train.fit` on noise of side × side pixels."""
+    return on_noise(CNN(CNNConfig()), (1, side, side), images)
+
+
+def on_noise(model: nn.Module, image: tuple[int, int, int], images: int) -> float:
+    """Return the images per second of `train.fit` with `model`, on so many images C×H×W of noise."""
+    noise = torch.randint(0, 256, (images, *image), dtype=torch.uint8)
     few = data.load()
     split = data.Split(noise, torch.arange(images) % few.num_classes)
-    return speed_of(wide_network(), replace(few, train=split, validation=split[:500]), train.Recipe(epochs=1))
+    return speed_of(model, replace(few, train=split, validation=split[:500]), train.Recipe(epochs=1))
+
+
+def on_threads(threads: int, images: int) -> float:
+    """Return the images per second of `train.fit` on so many threads of this process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return course(images)
+    finally:
+        torch.set_num_threads(before)
 
 
 def speed_of(model: nn.Module, images: data.ImageData, recipe: train.Recipe) -> float:
@@ -138,9 +367,10 @@ def seconds_to_first_step() -> float:
         return time.perf_counter() - begin
 
 
-def matmul_peak(where: torch.device, precision: str, repeats: int = 5) -> float:
-    """Return the FLOP/s of the best of `repeats` products of two 4096 × 4096 matrices in `precision`."""
-    a, b = (torch.randn(PEAK_SIDE, PEAK_SIDE, device=where, dtype=device.PRECISIONS[precision]) for _ in range(2))
+def matmul_peak(where: torch.device, precision: str, repeats: int = 5, side: int | None = None) -> float:
+    """Return the FLOP/s of the best of `repeats` products of two side × side (4096) matrices in `precision`."""
+    side = side or PEAK_SIDE
+    a, b = (torch.randn(side, side, device=where, dtype=device.PRECISIONS[precision]) for _ in range(2))
     seconds = []
     for _ in range(repeats + 1):
         synchronize(where)
@@ -148,7 +378,7 @@ def matmul_peak(where: torch.device, precision: str, repeats: int = 5) -> float:
         a @ b
         synchronize(where)
         seconds.append(time.perf_counter() - begin)
-    return 2 * PEAK_SIDE**3 / min(seconds[1:])
+    return 2 * side**3 / min(seconds[1:])
 
 
 def synchronize(where: torch.device) -> None:
