@@ -363,3 +363,54 @@ def test_lesson_holds_an_open_answer_and_a_folded_solution_that_is_checked(key):
     assert f'assert exercises.check("{key}", ' in solution.source
     assert solution.metadata["tags"] == ["solution"]
     assert solution.metadata["jupyter"]["source_hidden"] is True
+
+
+# ------------------------------------------------------------------------------------------------------- progress
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache folder in which nobody has solved anything."""
+    monkeypatch.setenv("CNN_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def shown_progress(monkeypatch) -> str:
+    """What `progress` shows."""
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    exercises.progress()
+    return shown[0].data
+
+
+def test_a_solved_exercise_is_remembered_and_no_other(number, own_cache, monkeypatch):
+    assert "○" in shown_progress(monkeypatch)
+    assert "●" not in shown_progress(monkeypatch)
+    exercises.check("number", 3)
+    exercises.check("number", ...)
+    exercises.check("number", 2, quiet=True)  # a folded solution
+    assert exercises.solved_keys() == set()
+    exercises.check("number", 2)
+    exercises.check("number", 3)  # once solved is solved
+    assert exercises.solved_keys() == {"number"}
+    assert "| number | ● | – |" in shown_progress(monkeypatch)
+
+
+def test_progress_has_every_exercise_of_every_lesson(own_cache, monkeypatch):
+    text = shown_progress(monkeypatch)
+    assert text.count("○") == len(EXERCISES)
+    assert all(f"`{key}`" in text for key in EXERCISES)
+
+
+@pytest.mark.parametrize("content", ["", "{", "3", '{"a": 1}', "[1, null]", "\x00"])
+def test_a_damaged_note_is_as_none(number, own_cache, content):
+    (own_cache / exercises.SOLVED).write_text(content)
+    assert exercises.solved_keys() == set()
+    assert exercises.check("number", 2)
+    assert exercises.solved_keys() == {"number"}
+
+
+def test_where_nothing_can_be_written_a_right_answer_is_still_right(number, own_cache, monkeypatch, capsys):
+    monkeypatch.setattr(files, "write_text", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
+    assert exercises.check("number", 2) is True
+    assert "✔" in capsys.readouterr().out

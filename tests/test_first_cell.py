@@ -19,7 +19,7 @@ def path(monkeypatch) -> list[str]:
 
 @pytest.fixture
 def ran(monkeypatch) -> list[list[str]]:
-    """The commands that the cell gives, none of which runs: a clone appears as a folder with two requirements."""
+    """The commands that the cell gives, none of which runs: a clone appears as a folder with some requirements."""
     commands = []
 
     def run(command, check):
@@ -36,7 +36,8 @@ def course(root: Path) -> Path:
     (root / "utils" / "__init__.py").touch()
     (root / "notebooks").mkdir()
     (root / "requirements.txt").write_text(
-        "# a list\ntorch>=99\nnumpy>=99\nmatplotlib>=3\nno-such-package>=1  # none\nnbval\n", encoding="utf-8"
+        "# a list\ntorch>=99\nnumpy>=99\nmatplotlib>=3\nno-such-package>=1  # none\ntorchmetrics-of-none\nnbval\n",
+        encoding="utf-8",
     )
     return root
 
@@ -63,7 +64,9 @@ def test_on_colab_it_fetches_the_course_once_and_installs_what_is_missing(tmp_pa
     run_cell()
     assert path[0] == str(tmp_path / "cnn-course")
     assert [command[:2] for command in ran if "pip" not in command] == [["git", "clone"]]
-    assert {tuple(command[4:]) for command in ran if "pip" in command} == {("--quiet", "no-such-package")}
+    assert {tuple(command[4:]) for command in ran if "pip" in command} == {
+        ("--quiet", "no-such-package", "torchmetrics-of-none")
+    }
 
 
 def test_it_says_when_there_is_no_course(tmp_path, monkeypatch, path, ran):

@@ -1,8 +1,10 @@
 """The lessons' quizzes and exercises: what they ask, what each wrong answer gives away, and what to say to it."""
 
+import contextlib
 import copy
 import html
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +14,13 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils import ablation, data, train, widgets
+from utils import ablation, data, files, train, widgets
 from utils.model import CNN, CNNConfig
+
+SOLVED = "solved-exercises.json"  # in the cache folder: the keys of exercises that were solved on this machine
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ def check(key: str, answer: Any, quiet: bool = False) -> bool | None:
     """Print ✔ or ✘ with one sentence, and return True, False, or None for `...`, an answer that is not there yet.
 
     Whatever the answer is or does when it is tried, this says so and does not raise. `quiet` prints nothing when the
-    answer is right: a folded solution is checked without being given away. Raises KeyError for an unknown key.
+    answer is right, and keeps no note of it for `progress`: a folded solution is checked without being given away.
+    Raises KeyError for an unknown key.
     """
     exercise = find(key, Exercise)
     if answer is ...:
@@ -102,7 +108,38 @@ def check(key: str, answer: Any, quiet: bool = False) -> bool | None:
     right, sentence = judge(exercise, answer)
     if not (right and quiet):
         print("✔" if right else "✘", sentence)
+    if right and not quiet:
+        remember(key)
     return right
+
+
+def progress() -> None:
+    """Show how many exercises of each lesson were solved on this machine so far, and which are open, as Markdown."""
+    from IPython.display import Markdown, display
+
+    solved, rows = solved_keys(), ["| lesson | solved | still open |", "|---|---|---|"]
+    keys = [key for key, item in REGISTRY.items() if isinstance(item, Exercise)]
+    for lesson, group in itertools.groupby(keys, key=lambda key: key.partition(".")[0]):
+        of_lesson = list(group)
+        still_open = [f"`{key}`" for key in of_lesson if key not in solved]
+        done = len(of_lesson) - len(still_open)
+        rows.append(f"| {lesson} | {'●' * done}{'○' * len(still_open)} | {', '.join(still_open) or '–'} |")
+    display(Markdown("\n".join(rows)))
+
+
+def solved_keys() -> set[str]:
+    """Return the exercises that were solved on this machine: what `remember` wrote, and the empty set without that."""
+    try:
+        found = json.loads((files.cache_dir() / SOLVED).read_text(encoding="utf-8"))
+        return {key for key in found if isinstance(key, str)} if isinstance(found, list) else set()
+    except (OSError, ValueError):
+        return set()
+
+
+def remember(key: str) -> None:
+    """Note in a file of the user's cache folder that an exercise is solved; that nothing can be written is no error."""
+    with contextlib.suppress(OSError):
+        files.write_text(files.cache_dir() / SOLVED, json.dumps(sorted({*solved_keys(), key})) + "\n")
 
 
 def hint(key: str) -> None:
@@ -1208,6 +1245,452 @@ LESSON_05 = {
     ),
 }
 
+# -------------------------------------------------------------------------------------------------- 06 Full training
+
+
+def calibration_gap(
+    p: Tensor,
+    labels: Tensor,
+    bins: int,
+    *,
+    confidence: Callable[[Tensor, Tensor], Tensor] = lambda p, labels: p.amax(1),
+    gap: Callable[[Tensor, Tensor, float], Tensor] = lambda right, sure, middle: (right.mean() - sure.mean()).abs(),
+    total: Callable[[Tensor, Tensor], Tensor] = lambda gaps, shares: (gaps * shares).sum(),
+) -> float:
+    """Return the expected calibration error of probabilities N×K; the options are what one can get wrong."""
+    sure, right = confidence(p, labels), (p.argmax(1) == labels).double()
+    place = (sure * bins).long().clamp(max=bins - 1)
+    gaps, shares = [], []
+    for number in place.unique():
+        inside = place == number
+        gaps.append(gap(right[inside], sure[inside], (number.item() + 0.5) / bins))
+        shares.append(inside.double().mean())
+    return total(torch.stack(gaps), torch.stack(shares)).item()
+
+
+def signed(right: Tensor, sure: Tensor, middle: float) -> Tensor:
+    """Return accuracy minus confidence."""
+    return right.mean() - sure.mean()
+
+
+def calibration_cases(function: Callable[[Tensor, Tensor, int], float]) -> list[float]:
+    """Return what `function` says of answers that are too sure where they are sure, and too modest elsewhere."""
+    p = (2.5 * torch.randn(400, 5, dtype=torch.float64)).softmax(1)
+    labels = torch.where(torch.rand(400) < 0.6, torch.multinomial((0.1 + p) ** 0.5, 1)[:, 0], p.argmax(1))
+    return [float(function(p.clone(), labels.clone(), bins)) for bins in (10, 4)]
+
+
+def with_flips(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    mirror: Callable[[Tensor], Tensor] = lambda images: images.flip(3),
+    join: Callable[[Tensor, Tensor], Tensor] = lambda a, b: (a.softmax(1) + b.softmax(1)) / 2,
+) -> Tensor:
+    """Return the mean answer to each image and to its mirror image; the options are what one can get wrong."""
+    return join(model(images), model(mirror(images)))
+
+
+def flipped_cases(function: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+    """Return what `function` makes of three colour images and a network that tells left from right and up from down."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(96, 5))
+    with torch.no_grad():
+        model[3].weight.mul_(8)
+        return function(model, torch.randn(3, 3, 6, 8))
+
+
+LESSON_06 = {
+    "06.ledger": Quiz(
+        "Six changes to a plain recipe, one after the other, each staying: 6,400 images, 15 epochs, ten seeds a row. "
+        "All together, they clearly help. Of how many of the six *single* steps do these seeds show that it brings "
+        "more than half a point of validation accuracy?",
+        (
+            Option(
+                "of all six",
+                "The sum of all six stands out of the noise; a sixth of it need not.",
+            ),
+            Option(
+                "of those three or four that change what the network sees or how it steps",
+                "They do bring the most, but with the chance of ten pairs of runs on top, which is as large.",
+            ),
+            Option(
+                "of one: the learning rate that rises and falls",
+                "On average it is beyond half a point here, but its interval is not.",
+            ),
+            Option(
+                "of none",
+                "Each interval reaches below the margin: only the sum is large enough for ten seeds.",
+                right=True,
+            ),
+        ),
+    ),
+    "06.test": Quiz(
+        "Twenty recipes are in truth equally good: each of them gets 94 % of all images in the world right. You test "
+        "each on 10,000 images and report the best number of the twenty. What will it be, about?",
+        (
+            Option(
+                "94.0 %: that is what they are",
+                "So it would be for one recipe that you chose before; the best of twenty was chosen for its luck, too.",
+            ),
+            Option(
+                "94.4 %",
+                "One test is off by 0.24 points by chance (√(0.94 · 0.06 / 10,000)); the luckiest of twenty, by almost "
+                "twice that.",
+                right=True,
+            ),
+            Option(
+                "96 %",
+                "With some hundred test images, yes; with 10,000, chance moves a number by a quarter of a point.",
+            ),
+            Option(
+                "less than 94 %, because the test images are new to the network",
+                "94 % of all images means just that: new ones. They cannot be harder on average.",
+            ),
+        ),
+    ),
+    "06.corruptions": Quiz(
+        "A network trained on mirrored images, shifted by up to a pixel, against one trained without. Now both look at "
+        "corrupted images. Where do five seeds show that these flips and crops help?",
+        (
+            Option(
+                "everywhere: who has seen more variety is harder to disturb",
+                "Variety helps against what it is like; noise, blur and low contrast are not in it.",
+            ),
+            Option(
+                "with rotated images, and not with noise, blur or low contrast",
+                "A rotation moves parts of the image, as shifts do; the other three change the pixels' values.",
+                right=True,
+            ),
+            Option(
+                "with blurred images: averaging over shifts is a kind of blur",
+                "Each shifted copy is as sharp as the original; the network never sees their mean.",
+            ),
+            Option(
+                "nowhere: what was not in the training images cannot be learned from them",
+                "It need not be the same; it is enough that it is alike.",
+            ),
+        ),
+    ),
+    "06.ece": Exercise(
+        expects="a function f(p, labels, bins) that returns a number from 0 to 1",
+        right=calibration_gap,
+        because="Each image counts once, in the bin of its confidence, by how far that bin is from the diagonal.",
+        mistakes=(
+            Mistake(
+                partial(calibration_gap, total=lambda gaps, shares: gaps.mean()),
+                "A bin of two images counts as much as one of a hundred: weigh each with its share of the images.",
+            ),
+            Mistake(
+                partial(calibration_gap, gap=signed),
+                "Bins above and below the diagonal cancel: it is the distance that counts, in each bin.",
+            ),
+            Mistake(
+                partial(calibration_gap, gap=signed, total=lambda gaps, shares: (gaps * shares).sum().abs()),
+                "The absolute value comes too late: take it in each bin, before they are added up.",
+            ),
+            Mistake(
+                partial(calibration_gap, confidence=lambda p, labels: p.gather(1, labels[:, None])[:, 0]),
+                "You sorted by the probability of the true class; the confidence is that of the answer, right or not.",
+            ),
+            Mistake(
+                partial(calibration_gap, total=lambda gaps, shares: gaps.max()),
+                "That is the largest gap, the *maximum* calibration error; asked for is the mean.",
+            ),
+            Mistake(
+                partial(calibration_gap, total=lambda gaps, shares: (gaps**2 * shares).sum().sqrt()),
+                "That is the root of the mean square; asked for is the mean of the distances themselves.",
+            ),
+            Mistake(
+                partial(calibration_gap, gap=lambda right, sure, middle: (right.mean() - middle).abs()),
+                "You took the middle of the bin for its confidence; take the mean of those that are in it.",
+            ),
+            Mistake(
+                partial(calibration_gap, total=lambda gaps, shares: 100 * (gaps * shares).sum()),
+                "That is in percent; asked for is a number from 0 to 1.",
+            ),
+        ),
+        hints=(
+            "p.max(1) gives both: how sure each answer is, and which class it is.",
+            "With 10 bins, a confidence of 0.83 belongs to bin number 8: multiply, and cut the decimals off.",
+            "In each bin that is not empty: the share that is right, the mean confidence, and the distance of the two.",
+            "Then the mean of the distances, each weighted with the number of images in its bin.",
+        ),
+        measure=calibration_cases,
+        tolerance=1e-5,
+    ),
+    "06.flips": Exercise(
+        expects="a function f(model, images) that returns probabilities, N×K",
+        right=with_flips,
+        because="Two views of each image, two answers, and their mean, which is a probability again.",
+        mistakes=(
+            Mistake(
+                partial(with_flips, mirror=lambda images: images.flip(2)),
+                "That turns the images upside down: in N×C×H×W, the width is the last axis.",
+            ),
+            Mistake(
+                partial(with_flips, mirror=lambda images: images.flip(1)), "That swaps the colours, red with blue."
+            ),
+            Mistake(
+                partial(with_flips, mirror=lambda images: images.flip(0)),
+                "That turns the batch round: each image is averaged with another one.",
+            ),
+            Mistake(
+                partial(with_flips, mirror=lambda images: images),
+                "Both views are the same: nothing is mirrored.",
+            ),
+            Mistake(
+                partial(with_flips, join=lambda a, b: b.softmax(1)),
+                "That is the answer to the mirror image alone.",
+            ),
+            Mistake(
+                partial(with_flips, join=lambda a, b: a.softmax(1) + b.softmax(1)),
+                "A row adds up to 2: divide.",
+            ),
+            Mistake(
+                partial(with_flips, join=lambda a, b: (a + b) / 2),
+                "Those are logits: probabilities of a row add up to 1.",
+            ),
+            Mistake(
+                partial(with_flips, join=lambda a, b: ((a + b) / 2).softmax(1)),
+                "That averages the logits, a geometric mean of the answers: often as good, but asked for is the mean "
+                "of the probabilities.",
+            ),
+        ),
+        hints=(
+            "images.flip(axis) mirrors along an axis. Which of N×C×H×W is from left to right?",
+            "Ask the model twice, and make probabilities of the logits each time.",
+        ),
+        measure=flipped_cases,
+    ),
+}
+
+# ------------------------------------------------------------------------------------------------- 07 Training fast
+
+FAULTS = {  # of a slow epoch, and what its check says about each
+    "all pixels anew": "every step makes all training images float again, to use a few of them",
+    "image by image": "the augmentation handles images one by one in Python",
+    "item": "every step asks for its loss as a Python number, and waits for it",
+    "gradients": "validation keeps what only a backward pass would need",
+    "one at a time": "validation sends its images through the network one at a time",
+}
+FAULT_BATCH = 16
+Epoch = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor, Tensor, Tensor], tuple[float, float]]
+
+
+def as_pixels(images: Tensor) -> Tensor:
+    """Return uint8 images as the float images that the network of the exercise takes."""
+    return (images.float() / 255 - 0.286) / 0.353
+
+
+def epoch_with(
+    faults: Sequence[str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    val_images: Tensor,
+    val_labels: Tensor,
+) -> tuple[float, float]:
+    """Train one epoch in batches of 16 and return mean loss and validation accuracy, with the `faults` named."""
+    losses = []
+    model.train()
+    for batch in torch.randperm(len(images)).split(FAULT_BATCH):
+        x = as_pixels(images)[batch] if "all pixels anew" in faults else as_pixels(images[batch])
+        flipped = torch.rand(len(x)) < 0.5
+        if "image by image" in faults:
+            pairs = zip(x, flipped.tolist(), strict=True)
+            x = torch.stack([image.flip(-1) if flip else image for image, flip in pairs])
+        else:
+            x = torch.where(flipped.view(-1, 1, 1, 1), x.flip(-1), x)
+        loss = F.cross_entropy(model(x), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item() if "item" in faults else loss.detach())
+    model.eval()
+    with torch.set_grad_enabled("gradients" in faults):
+        parts = as_pixels(val_images).split(1 if "one at a time" in faults else 500)
+        guesses = torch.cat([model(part).argmax(1) for part in parts])
+    return float(torch.as_tensor(losses if "item" in faults else torch.stack(losses)).mean()), (
+        (guesses == val_labels).float().mean().item()
+    )
+
+
+class Watched(TorchDispatchMode):
+    """Counts, of all operations that PyTorch carries out inside of the block, those that give a fault away."""
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        self.all, self.one = images.numel(), images[0].numel()
+        self.whole = self.single = self.numbers = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        self.numbers += function is torch.ops.aten._local_scalar_dense.default
+        if isinstance(out, Tensor) and function.namespace == "aten":
+            self.whole += out.numel() >= self.all and out.is_floating_point()
+            self.single += out.numel() == self.one and out.shape[-1] == out.shape[-2] if out.ndim > 1 else False
+        return out
+
+
+def watched_epoch(epoch: Epoch) -> list[str]:
+    """Return which of `FAULTS` an epoch has, by what PyTorch and the network are asked to do, on 192 small images.
+
+    Raises ValueError when it does not do an epoch's work: every image once, in batches of 16, each second one mirrored,
+    and then the accuracy on the validation images, in evaluation mode.
+    """
+    images, labels = torch.randint(0, 256, (192, 1, 7, 7), dtype=torch.uint8), torch.randint(0, 3, (192,))
+    val_images, val_labels = torch.randint(0, 256, (40, 1, 7, 7), dtype=torch.uint8), torch.randint(0, 3, (40,))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(49, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    calls: list[tuple[Tensor, bool, bool]] = []  # the images, train mode?, gradients?
+    model.register_forward_pre_hook(
+        lambda module, inputs: calls.append((inputs[0].detach().clone(), module.training, torch.is_grad_enabled()))
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch, steps = Watched(images), []
+    optimizer.register_step_post_hook(lambda *_: steps.append((watch.whole, watch.single, watch.numbers)))
+    with watch:
+        result = epoch(model, optimizer, images, labels, val_images, val_labels)
+    seen, looked = ([call for call in calls if call[1] is training] for training in (True, False))
+    check_epoch([call[0] for call in seen], len(steps), images)
+    model.eval()
+    with torch.no_grad():
+        accuracy = (model(as_pixels(val_images)).argmax(1) == val_labels).float().mean().item()
+    check_result(result, accuracy, sum(len(call[0]) for call in looked))
+    whole, single, numbers = steps[-1]  # up to the last step: what validation does is another matter
+    found = {
+        "all pixels anew": whole >= len(steps),
+        "image by image": single >= len(images) // 4,
+        "item": numbers >= len(steps) // 2,
+        "gradients": any(call[2] for call in looked),
+        "one at a time": len(looked) >= len(val_images) // 2,
+    }
+    return [fault for fault, there in found.items() if there]
+
+
+def check_epoch(seen: list[Tensor], steps: int, images: Tensor) -> None:
+    """Raise ValueError unless the network saw every image once, normalized, about half of them mirrored, 16 a step."""
+    if steps != len(images) // FAULT_BATCH or [len(batch) for batch in seen] != [FAULT_BATCH] * steps:
+        raise ValueError(
+            f"{steps} steps on {sum(map(len, seen))} images in train mode: expected {len(images) // FAULT_BATCH} on "
+            f"{len(images)}, in batches of {FAULT_BATCH}"
+        )
+    expected, ramp = as_pixels(images), torch.linspace(0, 1, images.shape[-1])
+    got = torch.cat(seen).float()
+    keys, found = (x.double().square().sum((1, 2, 3)) for x in (expected, got))  # the same for a mirrored image
+    if not torch.allclose(found.sort().values, keys.sort().values, rtol=1e-5):
+        raise ValueError("the network did not see every training image once, normalized as given")
+    order = keys.argsort()[found.argsort().argsort()]
+    mirrored = ((got - expected[order]) * ramp).sum((1, 2, 3)).abs() > 1e-2
+    if not 0.2 < mirrored.float().mean() < 0.8:
+        raise ValueError(f"{mirrored.float().mean():.0%} of the images were mirrored: expected about half, by chance")
+
+
+def check_result(result: Any, accuracy: float, looked: int) -> None:
+    """Raise ValueError unless an epoch returned a loss and the accuracy of the network as it is now."""
+    if looked == 0:
+        raise ValueError("no image was looked at in evaluation mode: expected model.eval() before validation")
+    loss, found = (float(value) for value in result)
+    if not math.isfinite(loss) or abs(found - accuracy) > 1e-3:
+        raise ValueError(f"validation accuracy {found:.3f} returned: expected {accuracy:.3f}, of the trained network")
+
+
+def what_remains(faults: Sequence[str]) -> str:
+    """Return the sentence on an epoch that still has these faults."""
+    number = {1: "One fault of five remains", 5: "All five faults are there"}
+    begin = number.get(len(faults), f"{len(faults)} of five faults remain")
+    return f"{begin}: {'; '.join(FAULTS[fault] for fault in faults)}."
+
+
+REMAINING = [faults for number in range(1, 6) for faults in itertools.combinations(FAULTS, number)]
+
+
+def roofline_share(*, a_multiply_add: int = 2, write: bool = True) -> float:
+    """Return the share of 800 GFLOP/s that a 1×1 convolution, 64 to 32 channels, can reach at 40 GB/s."""
+    intensity = a_multiply_add * 64 * 32 / (4 * (64 + 32 * write))
+    return min(1.0, intensity * 40 / 800)
+
+
+LESSON_07 = {
+    "07.where": Quiz(
+        "The usual loop: a DataLoader that crops, flips and normalizes image by image, the network in fp32, and a loss "
+        "that is read with `.item()` at every step. On a CPU, without workers, where does most of the time go?",
+        (
+            Option(
+                "into preparing the images",
+                "It takes its share, and more of it on a fast network; but convolutions take most.",
+            ),
+            Option(
+                "into the convolutions, mostly their backward pass",
+                "Two products backward for each one forward: first by the weights, then by the input.",
+                right=True,
+            ),
+            Option(
+                "into `.item()`, which stops everything at every step",
+                "It waits for what was asked for. A CPU has that done already; a GPU has not.",
+            ),
+            Option(
+                "into the optimizer, which touches every weight",
+                "It does, once a step; a convolution touches every weight once for each place of each image.",
+            ),
+        ),
+    ),
+    "07.flops": Quiz(
+        "In the first block, a 3×3 convolution of 32 to 32 channels takes about 80 times the FLOPs of the batch norm "
+        "behind it. Forward, on a CPU with bf16 instructions, it takes about …",
+        (
+            Option(
+                "80 times the time: work is work",
+                "So it would be if FLOPs were what both wait for; batch norm waits for memory.",
+            ),
+            Option(
+                "as much time, within a factor of ten",
+                "The convolution uses each value hundreds of times, and batch norm a few times: it waits for memory.",
+                right=True,
+            ),
+            Option(
+                "a hundredth: matrix instructions are that fast",
+                "They are fast, but the convolution has to read and write the same values, too.",
+            ),
+            Option(
+                "300 times the time: a convolution also reads its weights",
+                "Its weights are few and stay in the cache: 9,216 numbers.",
+            ),
+        ),
+    ),
+    "07.faults": Exercise(
+        expects="a function f(model, optimizer, images, labels, val_images, val_labels) → (mean loss, accuracy)",
+        right=partial(epoch_with, ()),
+        because="None of the five faults is left, and the epoch still does its work.",
+        mistakes=tuple(Mistake(partial(epoch_with, faults), what_remains(faults)) for faults in REMAINING),
+        hints=(
+            "Which lines would take longer with twice as many training images, although a step uses as many as before?",
+            "torch.where chooses between two tensors. Which shape must the choice have, to choose whole images?",
+            "A loss can be kept as a tensor, without its graph. When does anybody have to know its value?",
+            "Validation has no backward pass. What tells PyTorch so, and how many images fit through at once?",
+        ),
+        measure=watched_epoch,
+    ),
+    "07.ridge": Exercise(
+        expects="a number between 0 and 1",
+        right=roofline_share(),
+        because="4,096 FLOPs a pixel over 384 bytes are 10.7 FLOPs a byte, and at 40 GB/s these make 427 GFLOP/s.",
+        mistakes=(
+            Mistake(roofline_share(a_multiply_add=1), "A multiply-add is two FLOPs."),
+            Mistake(roofline_share(write=False), "The output has to be written to memory, too."),
+            Mistake(1.0, "That would take 20 FLOPs a byte, or more: count the bytes of input and output in fp32."),
+            Mistake(roofline_share() * 800, "Asked for is the share of the peak, not the GFLOP/s."),
+            Mistake(1 / roofline_share(), "Upside down: a share of the peak is at most 1."),
+        ),
+        hints=(
+            "For one pixel: how many multiply-adds make its 32 outputs from its 64 inputs?",
+            "How many bytes are these 96 numbers in fp32?",
+            "FLOPs a byte times bytes a second are FLOPs a second.",
+        ),
+        tolerance=0.01,
+    ),
+}
+
 # ------------------------------------------------------------------------------------------- 08 Ablations compared
 
 PAIRS = ((90.1, 89.7, 90.6, 90.0, 90.9, 89.9, 90.4), (89.9, 88.8, 90.1, 89.9, 89.9, 89.2, 89.8))  # percent, a seed each
@@ -1306,5 +1789,7 @@ REGISTRY: dict[str, Quiz | Exercise] = {
     **LESSON_03,
     **LESSON_04,
     **LESSON_05,
+    **LESSON_06,
+    **LESSON_07,
     **LESSON_08,
 }

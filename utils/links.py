@@ -14,9 +14,21 @@ COLAB, BINDER = "https://colab.research.google.com", "https://mybinder.org"
 
 def badges(lesson: str) -> str:
     """Return as Markdown the two badges that open `lesson` ("01_data_statistics") on Colab and on Binder."""
+    colab, binder = addresses(lesson)
+    colab = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({colab})"
+    return f"{colab} [![Open on Binder]({BINDER}/badge_logo.svg)]({binder})"
+
+
+def in_words(lesson: str) -> str:
+    """Return as Markdown the two links behind `badges`, without their images."""
+    colab, binder = addresses(lesson)
+    return f"[Colab]({colab}), [Binder]({binder})"
+
+
+def addresses(lesson: str) -> tuple[str, str]:
+    """Return where `lesson` opens on Colab and on Binder."""
     course, path = COURSE.removeprefix("https://github.com/"), f"notebooks/{lesson}.ipynb"
-    colab = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{course}/blob/{REF}/{path})"
-    return f"{colab} [![Open on Binder]({BINDER}/badge_logo.svg)]({BINDER}/v2/gh/{course}/{REF}?labpath={path})"
+    return f"{COLAB}/github/{course}/blob/{REF}/{path}", f"{BINDER}/v2/gh/{course}/{REF}?labpath={path}"
 
 
 def moved(text: str, course: str, ref: str) -> str:

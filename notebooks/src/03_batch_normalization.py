@@ -41,7 +41,7 @@ root = next((p for p in [here, *here.parents] if (p / "utils" / "__init__.py").e
 if "google.colab" in sys.modules:  # fetch the course once, install what Colab lacks, leave its torch and numpy alone
     if not root.exists():
         subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
-    wanted = re.findall(r"(?m)^(?!torch|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
+    wanted = re.findall(r"(?m)^(?!torch(?!m)|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
     missing = set(wanted) - {str(package.name).lower() for package in metadata.distributions()}
     if missing:
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *sorted(missing)], check=True)

@@ -42,7 +42,7 @@ root = next((p for p in [here, *here.parents] if (p / "utils" / "__init__.py").e
 if "google.colab" in sys.modules:  # fetch the course once, install what Colab lacks, leave its torch and numpy alone
     if not root.exists():
         subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
-    wanted = re.findall(r"(?m)^(?!torch|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
+    wanted = re.findall(r"(?m)^(?!torch(?!m)|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
     missing = set(wanted) - {str(package.name).lower() for package in metadata.distributions()}
     if missing:
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *sorted(missing)], check=True)
@@ -238,7 +238,7 @@ assert ratio > 1
 # NBVAL_CHECK_OUTPUT
 from utils import bench
 
-speeds = bench.measured_on("speed.csv").set_index("what")
+speeds = bench.measured_on().set_index("what")
 step = speeds.loc["dropout everywhere: a step against one without"]
 print(f"a whole training step with dropout everywhere: {step['median']:.2f} × one without")
 print(f"({step['min']:.2f} to {step['max']:.2f}, n = {step['n']} pairs, measured before: python cnn.py bench dropout)")

@@ -1,0 +1,891 @@
+# ---
+# jupyter:
+#   jupytext:
+#     cell_metadata_filter: tags,jupyter,-all
+#     notebook_metadata_filter: kernelspec,-jupytext.text_representation.jupytext_version
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Training fast: where do the milliseconds go?
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cnn-course/cnn-course/blob/main/notebooks/07_training_fast.ipynb) [![Open on Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/cnn-course/cnn-course/main?labpath=notebooks/07_training_fast.ipynb)
+#
+# The same network, the same images, the same machine: one loop needs a fraction of the time of another. This lesson
+# takes a training step apart. **Where do its milliseconds go, and what makes them fewer?** Some tricks cost nothing, some
+# change what is learned, and some help on one machine and do harm on another.
+#
+# **After this lesson you can** profile a training step; tell which tricks are worth it on your machine, and which only
+# seem to be; place a layer below its roofline; predict what a larger network, or a second machine, will cost; find what
+# slows a loop down.
+#
+# **You need** lesson 00; batch norm (lesson 03) helps. Reading takes about 35 minutes, running about one.
+
+# %%
+# Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
+import re
+import subprocess
+import sys
+from importlib import metadata, util
+from pathlib import Path
+
+COURSE, REF = "https://github.com/cnn-course/cnn-course", "main"
+here = Path.cwd()
+root = next((p for p in [here, *here.parents] if (p / "utils" / "__init__.py").exists()), here / "cnn-course")
+if "google.colab" in sys.modules:  # fetch the course once, install what Colab lacks, leave its torch and numpy alone
+    if not root.exists():
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
+    wanted = re.findall(r"(?m)^(?!torch(?!m)|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
+    missing = set(wanted) - {str(package.name).lower() for package in metadata.distributions()}
+    if missing:
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *sorted(missing)], check=True)
+sys.path.insert(0, str(root))
+spec = util.find_spec("utils")
+if spec is None or Path(spec.origin or "").parent != root / "utils":
+    raise ImportError(f"`utils` is not the one in {root}: open the course's notebooks folder and restart the kernel.")
+
+# %% [markdown]
+# ## The usual loop
+#
+# Most tutorials train like this: a `DataLoader` that crops, flips and normalizes **image by image**, everything in fp32,
+# batches of 128, and a loss that is read with `.item()` at every step. Here it is, with the course's network:
+#
+# ```python
+# for pixels, labels in loader:                       # torchvision transforms, image by image
+#     optimizer.zero_grad()
+#     logits = model(pixels)
+#     loss = F.cross_entropy(logits, labels)
+#     loss.backward()
+#     optimizer.step()
+#     running_loss += loss.item()
+#     correct += (logits.argmax(1) == labels).sum().item()
+# ```
+#
+# Before anybody makes it faster, commit yourself.
+
+# %%
+from utils import exercises
+
+exercises.quiz("07.where")
+
+# %% [markdown]
+# ## Where a step's time goes
+#
+# Do not guess, measure: `torch.profiler` writes down every operation that PyTorch carries out, and how long it took by
+# itself, without those that it called. That is a list of about a hundred names. `costs.where_time_goes` puts each where
+# it belongs: an `aten::copy_` may be a part of the data, of a convolution or of batch norm, and what was called *around*
+# it tells. Two loops, a few steps of 128 images each, on your machine's CPU: the whole lesson measures that, even beside a
+# GPU, because the shipped rows are of one.
+
+# %%
+import os
+import tempfile
+from dataclasses import replace
+
+import pandas as pd
+import torch
+
+from utils import bench, costs, data, device, loops, plots
+
+plots.use_style()
+os.environ["CNN_DEVICE"] = "cpu"
+fast_bf16 = device.pick_precision(device.pick()) == "bf16"  # has this CPU instructions for it?
+laid_out = tempfile.TemporaryDirectory()
+loops.lay_out_for_torchvision(Path(laid_out.name))  # the images, where torchvision looks for them
+usual, course = loops.Tricks(), replace(loops.tricks_up_to("pool before norm"), bf16=fast_bf16)
+profiles = {}
+for name, tricks in {"the usual loop": usual, "the course's loop": course}.items():
+    _, batches, step = loops.prepare(tricks, 4 * 128, laid_out.name)
+    with loops.memory_of(tricks):
+        profiles[name] = costs.where_time_goes(batches, step)
+profiles = pd.DataFrame(profiles)
+print(profiles.map("{:.1f}".format).to_string(), "\n\nmilliseconds a step of 128 images, here and now")
+
+# %%
+import matplotlib.pyplot as plt
+
+PINK = "#cc78bc"  # seaborn's "colorblind", like the others
+SHADES = {"convolution, backward": plots.BLUE, "convolution, forward": plots.SKY, "batch norm": plots.ORANGE}
+SHADES |= {"activation": plots.GREEN, "pooling": PINK, "data": plots.VERMILION, "optimizer": plots.BROWN}
+SHADES |= {"everything else": plots.GREY}
+LIGHT = (plots.SKY, plots.ORANGE, PINK, plots.GREY)  # on which text is dark
+
+
+def draw_profiles(ax, table):
+    """A bar a loop: the milliseconds of a step, by what they went into."""
+    left = pd.Series(0.0, table.columns)
+    for group, shade in SHADES.items():
+        ax.barh(table.columns, table.loc[group], left=left, color=shade, label=group, edgecolor="white", height=0.6)
+        for place, (ms, begin) in enumerate(zip(table.loc[group], left, strict=True)):
+            if ms > 0.05 * table.sum().max():
+                ink = plots.INK if shade in LIGHT else "white"
+                ax.text(begin + ms / 2, place, f"{ms:.0f}", ha="center", va="center", color=ink, fontweight="bold")
+        left += table.loc[group]
+    ax.invert_yaxis()
+    ax.set_xlabel("milliseconds a step of 128 images (3 steps, this machine)")
+    ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0), handlelength=1)
+
+
+# %%
+fig, ax = plt.subplots(figsize=(7.6, 2.6))
+draw_profiles(ax, profiles)
+plots.save(fig, "07_profile")
+shares = profiles / profiles.sum()
+convolutions = shares.loc[["convolution, forward", "convolution, backward"]].sum()
+for loop, share in convolutions.items():
+    print(f"{loop}: convolutions take {share:.0%} of a step, the largest part is {profiles[loop].idxmax()!r}")
+assert profiles.loc["convolution, backward", "the usual loop"] > profiles.loc["convolution, forward", "the usual loop"]
+
+# %% [markdown]
+# Read it from the left. The backward pass of convolutions takes longer than their forward pass: it has to multiply twice,
+# for the gradient by the weights and for the one by the input. "Everything else" is the loss, the residual additions, the
+# head, Python between the operations, and the profiler's own work.
+#
+# What shrinks from the upper bar to the lower one tells what the tricks are about. But a profile does not tell **what a
+# trick brings**: for that, switch it on.
+#
+# ## The waterfall: one trick at a time
+#
+# Eight tricks lead from the usual loop to the course's, each one a field of `loops.Tricks`:
+#
+# | trick | what it does | what it changes |
+# |---|---|---|
+# | images in one tensor | all images in memory as uint8; a batch is cropped, flipped and normalized at once | nothing but the order of random numbers |
+# | no `.item()` a step | loss and hits are summed as tensors, and read at the end | nothing |
+# | channels last | in memory, the channels of a pixel lie side by side | rounding |
+# | bf16 | convolutions multiply, and activations are kept, in 16 bits instead of 32 | rounding, to 2 or 3 digits |
+# | memory kept | what tensors free stays with the process, and is not cleared page by page | nothing |
+# | own kernels | convolutions on tiny maps and pooling are written otherwise, in bf16 (`utils.kernels`) | rounding |
+# | pool before norm | the first layer pools before norm and ReLU, which then see a quarter of the values | **the network** |
+# | batches of 512 | four times as many images a step | **the recipe** |
+#
+# The rows were measured by `python cnn.py bench waterfall`: all loops in turn, several rounds, so that a busy moment of
+# the machine hits each of them alike. A bar's line goes from the lowest to the highest round: with six rounds or more
+# that is a 95 % interval of the median (the chance that all $n$ lie on one side of it is $2 \cdot 2^{-n}$).
+
+# %%
+RECOMPUTE = False
+if RECOMPUTE:
+    parts = ["waterfall", "target", "roofline", "growth", "talk", "avx2_bf16", "learning"]
+    bench.speed([*parts, "avx2", "width", "images", "processes"], rounds=7)  # half an hour
+rows = bench.measured_on()
+shipped = {name: table.set_index("what") for name, table in rows.groupby("measurement")}
+fall = shipped["waterfall"]
+machine = f"{fall['cores'].iloc[0]} cores of an {fall['cpu'].iloc[0]}, {fall['instructions'].iloc[0]}"
+assert fall["n"].min() >= 6
+print(f"shipped rows: {machine}; n = {fall['n'].iloc[0]} rounds")
+
+# %% [markdown]
+# And yours: every loop of the waterfall on 512 images, twice, of which the faster counts. A small measurement, but of the
+# machine that you sit at. (If its CPU has no instructions for bf16, the loops here take fp32.)
+
+# %%
+speeds_here = {}
+for name in loops.WATERFALL:
+    tricks = loops.tricks_up_to(name)
+    tricks = replace(tricks, bf16=tricks.bf16 and fast_bf16)
+    speeds_here[name] = max(loops.with_tricks(tricks, 512, laid_out.name) for _ in range(2))
+usually, at_best = speeds_here["usual loop"], speeds_here["batches of 512"]
+print(f"here and now: {usually:,.0f} images/s usually, {at_best:,.0f} with all tricks")
+assert at_best > usually
+
+
+# %%
+def draw_waterfall(ax, speeds, here):
+    """A bar a loop: the median of the shipped rounds, their range, and what was measured here."""
+    for place, name in enumerate(loops.WATERFALL):
+        row = speeds.loc[f"up to: {name}"]
+        below = speeds.loc[f"up to: {list(loops.WATERFALL)[place - 1]}", "median"] if place else 0
+        shade = plots.VERMILION if name in ("pool before norm", "batches of 512") else plots.BLUE
+        ax.barh(place, row["median"] - below, left=below, color=shade if place else plots.DARK, alpha=0.75, height=0.6)
+        ax.plot([row["min"], row["max"]], [place, place], color=plots.INK, lw=2)
+        gain = speeds.loc[f"gain: {name}"] if place else None
+        text = f"× {gain['median']:.2f} ({gain['min']:.2f}–{gain['max']:.2f})" if place else f"{row['median']:,.0f}"
+        ax.annotate(text, (row["max"], place), (6, 0), textcoords="offset points", va="center", fontsize=10)
+        ax.plot(here[name], place, "D", color=plots.ORANGE, ms=5, mec="white", label="here and now" * (place == 0))
+    ax.set_yticks(range(len(here)), [("+ " if place else "") + name for place, name in enumerate(here)])
+    ax.set(xlabel="images a second", ylim=(len(here) - 0.5, -0.6), xlim=(0, 1.3 * speeds["max"].max()))
+
+
+fig, ax = plt.subplots(figsize=(7.6, 4.2))
+draw_waterfall(ax, fall[fall.index.str.startswith(("up to", "gain:"))], speeds_here)
+ax.legend(loc="upper right")
+changes = "blue: rounding at most; red: changes the network or the recipe"
+ax.set_title(f"{changes}; × against the row above; n = {fall['n'].iloc[0]} rounds", loc="left", fontsize=10)
+plots.save(fig, "07_waterfall")
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def said(row, digits=2):
+    """Median and range of a shipped row, in words."""
+    low, high = f"{row['min']:,.{digits}f}", f"{row['max']:,.{digits}f}"
+    return f"{row['median']:,.{digits}f} ({low} to {high}, n = {row['n']})"
+
+
+print("all tricks against none: ×", said(fall.loc["all tricks against none"]))
+print("train.fit against all tricks: ×", said(fall.loc["train.fit against all tricks"]))
+assert fall.loc["all tricks against none", "min"] > 2
+assert abs(fall.loc["train.fit against all tricks", "median"] - 1) < 0.1, "the waterfall ends where the course is"
+
+# %% [markdown]
+# The last line checks the whole figure: `train.fit`, the course's own loop, is as fast as the loop that was put together
+# here from its tricks, within the range printed.
+#
+# ### What the order hides
+#
+# Each gain depends on what came before. Ten milliseconds saved are a small share of a slow step and a large one of a fast
+# step. So here is the other direction: from the end, with all tricks, take away **one**. How many times faster is the
+# whole because of it? (With bf16 the own kernels go, too: they act in bf16 only.)
+
+# %%
+def draw_orders(ax, table):
+    """The gain of each trick, added in the waterfall's order and taken away from the end."""
+    tricks = list(loops.WATERFALL)[1:-1]
+    for kind, shade, shift in (("gain", plots.SKY, -0.15), ("gain at the end", plots.BLUE, 0.15)):
+        gains = table.loc[[f"{kind}: {name}" for name in tricks]]
+        middle = gains["median"].to_numpy()
+        spread = [middle - gains["min"].to_numpy(), gains["max"].to_numpy() - middle]
+        places = [place + shift for place in range(len(tricks))]
+        label = {"gain": "added, in order", "gain at the end": "taken away from the end"}[kind]
+        ax.errorbar(middle, places, xerr=spread, fmt="o", color=shade, capsize=3, label=label)
+    ax.axvline(1, color=plots.GREY, lw=1)
+    ax.set_yticks(range(len(tricks)), tricks)
+    ax.set(xscale="log", ylim=(len(tricks) - 0.5, -0.5), xlabel="times faster with it (logarithmic)")
+    ticks = [0.9, 1, 1.2, 1.5, 2, 3]
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    ax.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=2)
+
+
+# %%
+fig, ax = plt.subplots(figsize=(7.2, 3.4))
+draw_orders(ax, fall)
+ax.text(1, 1.02, f"n = {fall['n'].iloc[0]} rounds", transform=ax.transAxes, ha="right", fontsize=10)
+plots.save(fig, "07_order")
+for name in ("images in one tensor", "channels last"):
+    in_order, at_end = (fall.loc[f"{kind}: {name}", "median"] for kind in ("gain", "gain at the end"))
+    assert at_end > in_order, f"{name} bring more, the faster the rest is"
+
+# %% [markdown]
+# Three things that a list of tricks does not say.
+#
+# - **They hide each other.** While the convolutions are slow, nobody sees how long the images take. Once they are fast,
+#   the DataLoader is in the way.
+# - **Some need each other.** Channels last brings more with bf16 than without, and the own kernels nothing in fp32.
+# - **Some bring nothing here.** Lists of performance tips tell you to avoid `.item()` (so does [PyTorch's
+#   guide](https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html)). On a **GPU** it makes the CPU wait until
+#   all that was handed over is done, at every step. A CPU has done its work before it goes on, so there is nothing to wait
+#   for. It is a good habit; it is no trick for this machine.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+item = fall.loc["gain: no .item() a step"]
+print("without .item(): ×", said(item))
+gains = {name: fall.loc[f"gain at the end: {name}", "median"] for name in list(loops.WATERFALL)[1:-1]}
+for name, gain in sorted(gains.items(), key=lambda pair: -pair[1]):
+    print(f"{name:<21} × {gain:.2f} at the end")
+assert item["min"] < 1 < item["max"]
+assert gains["bf16"] > 1.3
+
+# %% [markdown]
+# ### Which help only on this hardware?
+#
+# bf16 is fast where a CPU has instructions that multiply such numbers (AVX512-BF16, or Intel's AMX). Where it has none,
+# PyTorch computes bf16 in other ways, and then the trick is a brake. The same machine, told to use the older AVX2
+# instructions only, as many laptops have them:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+narrow = shipped["avx2_bf16"].loc["AVX2 only: bf16 against fp32"]
+whole = shipped["avx2"].loc["AVX2 only: ratio of the two"]
+print("AVX2 only, bf16 against fp32, all other tricks on: ×", said(narrow))
+print("AVX2 only, the course's loop (which then takes fp32) against the usual one: ×", said(whole))
+assert narrow["max"] < 0.8
+assert whole["median"] > 1.3
+
+# %% [markdown]
+# That is why `device.pick_precision` asks the machine first. And "memory kept" does something on Linux with glibc only.
+#
+# ### Which cost accuracy?
+#
+# Tricks that change nothing but the order of sums, or of random numbers, cannot cost accuracy on average. bf16 rounds, own
+# kernels round otherwise, pooling before norm makes another network, and larger batches another recipe. So train pairs,
+# both of the same seed: the loop in batches of 128 with all tricks, against the same without one of them; and batches of
+# 512 against it. (The learning rate grows with the batch, in proportion: [Goyal et al.
+# 2017](https://arxiv.org/abs/1706.02677).)
+
+# %%
+cost = shipped["learning"]
+names = ["bf16", "own kernels", "pool before norm", "batches of 512"]
+fig, ax = plt.subplots(figsize=(7.2, 2.5))
+for place, name in enumerate(names):
+    row = cost.loc[f"accuracy by: {name}"]
+    shade = plots.VERMILION if place > 1 else plots.BLUE
+    ax.plot([row["min"], row["max"]], [place, place], color=shade, lw=2.5)
+    ax.plot(row["median"], place, "o", color=shade)
+    ax.annotate(f"{row['median']:+.2f}", (row["max"], place), (8, 0), textcoords="offset points", va="center")
+ax.axvline(0, color=plots.GREY, lw=1)
+ax.set_yticks(range(len(names)), [f"with {name}" for name in names])
+ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="difference of validation accuracy, points")
+n_pairs = cost["n"].iloc[0]
+ax.set_title(f"n = {n_pairs} pairs; line: lowest to highest", loc="left")
+plots.save(fig, "07_accuracy")
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for name in names:
+    row = cost.loc[f"accuracy by: {name}"]
+    print(f"{name:<17} {row['median']:+.2f} points ({row['min']:+.2f} to {row['max']:+.2f}, n = {row['n']})")
+accuracy = cost.loc["accuracy with all tricks but batches of 512"]
+print(f"in batches of 128: {said(accuracy, 1)} % of the validation images right, after 4 epochs of 6,144 images")
+assert n_pairs >= 6
+assert cost.loc["accuracy by: bf16", "min"] < 0 < cost.loc["accuracy by: bf16", "max"]
+
+# %% [markdown]
+# ### Faster steps, or faster learning?
+#
+# A loop that handles more images a second is of use only if it does not need more images. So: how many **seconds** until
+# 85 % of the validation images are right? The clock stands still during validation; the same seeds for all three loops;
+# a constant learning rate, 0.1 for batches of 128 and 0.4 for 512, in proportion again, neither of them tuned.
+
+# %%
+reached = shipped["target"]
+labels = {"usual loop": "usual loop", "pool before norm": "all tricks,\nbatches of 128"}
+labels |= {"batches of 512": "all tricks,\nbatches of 512"}
+fig, axes = plt.subplots(1, 2, figsize=(7.6, 2.6), sharey=True)
+for ax, unit in zip(axes, ("images", "s"), strict=True):
+    table = reached[reached["unit"] == unit]
+    for place, (name, shade) in enumerate(zip(labels, (plots.DARK, plots.BLUE, plots.VERMILION), strict=True)):
+        row = table.loc[f"to 85%: {name}"]
+        ax.barh(place, row["median"], color=shade, alpha=0.75, height=0.6)
+        ax.plot([row["min"], row["max"]], [place, place], color=plots.INK, lw=2)
+        text = f"{row['median']:,.0f}" if unit == "images" else f"{row['median']:.1f} s"
+        ax.annotate(text, (row["max"], place), (6, 0), textcoords="offset points", va="center")
+    name = {"images": "images", "s": "seconds"}[unit]
+    ax.set(xlabel=f"{name} until 85 % are right", xlim=(0, 1.3 * table["max"].max()))
+axes[0].set_yticks(range(3), labels.values())
+axes[0].invert_yaxis()
+axes[0].set_title(f"n = {reached['n'].iloc[0]} seeds; line: lowest to highest", loc="left")
+plots.save(fig, "07_target")
+
+# %%
+# NBVAL_CHECK_OUTPUT
+ratio = {name: reached.loc[f"to 85%: usual loop against {name}"] for name in list(labels)[1:]}
+for name, row in ratio.items():
+    print(f"seconds to 85 %, usual loop against {labels[name]!r}: × {said(row)}".replace("\\n", " "))
+images = {name: reached[reached["unit"] == "images"].loc[f"to 85%: {name}", "median"] for name in labels}
+print(f"images to 85 %: {images['batches of 512'] / images['pool before norm']:.2f} times as many in batches of 512")
+assert ratio["pool before norm"]["min"] > 1.2
+assert ratio["batches of 512"]["max"] < 1, "images a second are not learning a second"
+
+# %% [markdown]
+# Look at the last trick again. In the waterfall, batches of 512 are faster. In seconds to 85 %, they give that back, and
+# more: four times larger batches mean four times fewer steps for the same images, and the rate that would make up for
+# it is too high for the first steps. (That is what the warm-up of one-cycle is for, and of [Goyal et al.
+# 2017](https://arxiv.org/abs/1706.02677).) **Images a second are not learning a second.**
+
+# %% [markdown]
+# ## Why: the roofline
+#
+# Why do convolutions leave so much of the machine unused, and why does batch norm, which calculates nearly nothing, take
+# so long? A machine has two speeds. It can **calculate** so many FLOPs a second (the *peak*), and it can **move** so many
+# bytes a second from and to memory (the *bandwidth*). An operation that does $I$ FLOPs for each byte that it moves (its
+# *intensity*) cannot be faster than either allows ([Williams et al. 2009](https://doi.org/10.1145/1498765.1498785)):
+#
+# $$\text{FLOP/s} \le \min(\text{peak},\; I \cdot \text{bandwidth})$$
+#
+# On logarithmic axes that is a roof: a slope on the left, where memory decides, and a flat part on the right, where the
+# multiplying units do. They meet at the *ridge*. First the two speeds, each the best of all rounds, since a roof is what
+# can be reached at most: the peak as that of a large matrix product, the bandwidth as that of $a = b + s\,c$ on long
+# vectors.
+
+# %%
+roof_rows = shipped["roofline"]
+per_s = {name: roof_rows.loc[name, "max"] * 1e9 for name in roof_rows.index if "product" in name or "width" in name}
+roofs = {p: costs.Roof(per_s[f"peak of the {p} matrix product"], per_s["memory bandwidth"]) for p in ("fp32", "bf16")}
+for precision, roof in roofs.items():
+    print(f"{precision}: {roof.peak / 1e9:,.0f} GFLOP/s, memory {roof.bandwidth / 1e9:.0f} GB/s, ", end="")
+    print(f"ridge at {roof.ridge:.0f} FLOPs a byte")
+print(f"small tensors, which stay in the cache: {per_s['cache bandwidth'] / 1e9:.0f} GB/s")
+assert roofs["bf16"].ridge > roofs["fp32"].ridge
+
+# %% [markdown]
+# Then each layer of the network, alone, on a batch of 512: its FLOPs (counted by `torch.utils.flop_counter`; those of
+# norms, ReLUs and pooling by hand), the bytes that it has to move at least (what comes in, what goes out, the weights),
+# and the time that it takes, forward and backward. Start with one, the first 3×3 convolution of the first block, 32 to 32
+# channels on 14×14 pixels:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+torch.manual_seed(0)
+layers = costs.layer_costs(*costs.course_step(512)[:2], "bf16").set_index(["layer", "direction"])
+conv, norm = (layers.loc[f"layers.0.0.{name}", "forward"] for name in ("conv1", "norm1"))
+by_hand = 2 * 512 * 14 * 14 * 32 * 32 * 9  # a multiply-add is two FLOPs
+assert conv["flops"] == by_hand
+for name, each in {"convolution": conv, "batch norm": norm}.items():
+    gflop, mb = each["flops"] / 1e9, each["bytes"] / 1e6
+    print(f"{name}: {gflop:.2f} GFLOP, {mb:.1f} MB: {each['flops'] / each['bytes']:.1f} FLOPs a byte")
+assert 60 < conv["flops"] / norm["flops"] < 100, "about 80 times the FLOPs"
+
+# %% [markdown]
+# The convolution uses every value that it reads 9 × 32 times. Batch norm uses it a handful of times. So what do you say?
+
+# %%
+exercises.quiz("07.flops")
+
+# %%
+# NBVAL_CHECK_OUTPUT
+conv_ms, norm_ms = (roof_rows.loc[f"layers.0.0.{name}, forward"] for name in ("conv1", "norm1"))
+print("forward, milliseconds: convolution", said(conv_ms), "and batch norm", said(norm_ms))
+assert 1 < conv_ms["median"] / norm_ms["median"] < 10
+
+# %%
+import numpy as np
+
+timed = roof_rows[roof_rows["unit"] == "ms"]["median"].rename("ms").reset_index()
+timed[["layer", "direction"]] = timed["what"].str.split(", ", expand=True)
+points = layers.join(timed.set_index(["layer", "direction"])["ms"]).reset_index()
+points["speed"], points["intensity"] = points["flops"] / points["ms"] * 1e3, points["flops"] / points["bytes"]
+KIND = {"convolution": plots.BLUE, "batch norm": plots.ORANGE, "activation": plots.GREEN, "pooling": PINK}
+KIND |= {"head": plots.BROWN}
+
+
+def draw_roof(ax, points, roofs, cache):
+    """Each layer as a point below the roof of the machine: filled forward, hollow backward."""
+    x = np.logspace(-1.2, 3.2, 200)
+    for precision, roof in roofs.items():
+        ax.plot(x, [roof.limit(i) / 1e9 for i in x], "-" if precision == "bf16" else "--", color=plots.INK, lw=1.5)
+        ax.text(x[-1], roof.peak / 1e9, precision, va="bottom", ha="right", fontsize=10)
+    ax.plot(x, np.minimum(x * cache, max(roof.peak for roof in roofs.values())) / 1e9, ":", color=plots.INK, lw=1)
+    for (kind, direction), each in points.groupby(["kind", "direction"], sort=False):
+        face = KIND[kind] if direction == "forward" else "none"
+        label = kind if direction == "forward" else None
+        ax.scatter(each["intensity"], each["speed"] / 1e9, 34, edgecolors=KIND[kind], facecolors=face, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="intensity (FLOPs a byte)", ylabel="GFLOP/s")
+
+
+# %%
+fig, ax = plt.subplots(figsize=(7.2, 3.9))
+draw_roof(ax, points, roofs, per_s["cache bandwidth"])
+ax.legend(loc="lower right")
+title = f"filled: forward, hollow: backward; dotted: from the cache; medians, n = {roof_rows['n'].iloc[0]}"
+ax.set_title(title, loc="left", fontsize=10)
+plots.save(fig, "07_roofline")
+reach = {kind: (each["flops"].sum() / each["ms"].sum() / 1e6) for kind, each in points.groupby("kind", sort=False)}
+for kind in ("convolution", "batch norm", "activation", "pooling"):
+    print(f"{kind:<11} {reach[kind]:7.1f} GFLOP/s, {100 * reach[kind] * 1e9 / roofs['bf16'].peak:5.1f} % of the peak")
+assert reach["convolution"] > 3 * reach["batch norm"]
+ridge, block = roofs["bf16"].ridge, points["layer"].str.contains(r"layers.*conv")
+assert points.loc[points["kind"].isin(["batch norm", "activation", "pooling"]), "intensity"].max() < ridge
+assert points.loc[block, "intensity"].min() > ridge
+
+# %% [markdown]
+# Norms, ReLUs and pooling stand on the left, under the slope: no faster multiplier would help them. (Horace He calls them
+# *memory-bound*, in [Making deep learning go brrrr](https://horace.io/brrr_intro.html).) What helps is to move fewer bytes:
+# bf16 halves them, and pooling **before** the norm quarters what the first norm reads. The 3×3 convolutions of the blocks
+# stand on the right of the ridge, where the peak decides, and yet below it: their maps are small and their channels few.
+# (The stem's convolution, of one channel, and the 1×1 shortcuts use each value less often.)
+#
+# Some points stand above the roof, which nothing can. The FLOPs are those of the formula, products with the zeros of the
+# padding included. On a map of 2×2 pixels these are five of nine, and the course's own kernel leaves them out.
+#
+# ### Your machine
+#
+# The same for the machine at hand, with a batch of 64. In grey, the points from above:
+
+# %%
+own_network, own_images, own_precision = costs.course_step(64)
+peaks = {p: loops.matmul_peak(own_images.device, p, 1, side=1024) for p in roofs if p in ("fp32", own_precision)}
+memory = costs.bandwidth(2**24, 5)
+own = costs.layer_costs(own_network, own_images, own_precision)
+with device.freed_memory_kept():
+    own = own.merge(costs.layer_seconds(own_network, own_images, own_precision, 3), on=["layer", "direction"])
+own["speed"], own["intensity"] = own["flops"] / own["seconds"], own["flops"] / own["bytes"]
+own_roofs = {precision: costs.Roof(peak, memory) for precision, peak in peaks.items()}
+fig, ax = plt.subplots(figsize=(7.2, 3.9))
+ax.scatter(points["intensity"], points["speed"] / 1e9, 34, color="0.7", label="shipped", zorder=0)
+draw_roof(ax, own, own_roofs, costs.bandwidth(2**20, 30))
+ax.legend(loc="lower right")
+ax.set_title(f"your machine: {own_precision}, batch of 64", loc="left")
+plots.save(fig, "07_own_roofline")
+assert own.groupby("kind")["speed"].median()["convolution"] > own.groupby("kind")["speed"].median()["activation"]
+
+# %% [markdown]
+# ### FLOPs are not time
+#
+# Papers compare networks by FLOPs. How well does that order the layers by the time that they take? (Spearman's rank
+# correlation is 1 where two orders agree, and 0 where they have nothing to do with each other.)
+
+# %%
+from scipy import stats
+
+fig, ax = plt.subplots(figsize=(7.2, 3.4))
+for (kind, direction), each in points.groupby(["kind", "direction"], sort=False):
+    face, label = (KIND[kind], kind) if direction == "forward" else ("none", None)
+    ax.scatter(each["flops"] / 1e9, each["ms"], 34, edgecolors=KIND[kind], facecolors=face, label=label)
+ax.set(xscale="log", yscale="log", xlabel="GFLOP for a batch of 512 (logarithmic)", ylabel="milliseconds (logarithmic)")
+ax.legend(loc="lower right")
+plots.save(fig, "07_flops")
+kinds = {"all layers": set(KIND), "convolutions": {"convolution"}, "all others": set(KIND) - {"convolution"}}
+agree = {}
+for name, of in kinds.items():
+    chosen = points[points["kind"].isin(of)]
+    agree[name] = stats.spearmanr(chosen["flops"], chosen["ms"])[0]
+by_kind = points.groupby("kind", sort=False)[["flops", "ms", "bytes"]].sum() / points[["flops", "ms", "bytes"]].sum()
+print("rank correlation of FLOPs and time:", ", ".join(f"{value:.2f} ({name})" for name, value in agree.items()))
+print((100 * by_kind).map("{:.1f} %".format).rename(columns={"ms": "time"}).to_string())
+
+# %% [markdown]
+# Over all layers, FLOPs do order them, roughly: the dear ones are convolutions, and those have most FLOPs. But that is all
+# they can do. Norms, ReLUs and pooling have next to no FLOPs and take a good part of the time. For these it is the bytes
+# that count. And within one kind of layer a FLOP has no fixed price either:
+
+# %%
+cheap = [kind for kind in by_kind.index if kind not in ("convolution", "head")]
+rest = by_kind.loc[cheap].sum()
+chosen = points[points["kind"] == "convolution"]
+price = (chosen["ms"] / chosen["flops"]).set_axis(chosen["layer"] + ", " + chosen["direction"])
+print(f"norms, ReLUs and pooling: {rest['flops']:.1%} of the FLOPs, {rest['ms']:.0%} of the time")
+print(f"convolutions: a FLOP of {price.idxmax()} costs {price.max() / price.min():.0f} times one of {price.idxmin()}")
+assert rest["ms"] > 5 * rest["flops"]
+assert price.max() / price.min() > 3
+
+# %% [markdown]
+# ## How the cost grows
+#
+# Four things make a network dearer: more channels, more layers, larger images, more images. The first three against their
+# FLOPs: where a curve is flatter than the dashed line, time grows more slowly than the FLOPs do.
+
+# %%
+from utils.model import CNN, CNNConfig
+
+grown, wider = (shipped[name]["median"] for name in ("growth", "width"))
+grids = {"width": {}, "layers": {}, "side of the image": {}}  # value → (µs an image, config, side of the image)
+for n in (16, 32, 64, 128):
+    grids["width"][n] = wider[f"time an image, width {n}"], CNNConfig(width=n), 28
+for n in (4, 10, 28):
+    grids["layers"][2 * n + 2] = grown[f"time an image, {2 * n + 2} layers"], CNNConfig(depth=n), 28
+for n in (14, 28, 56):
+    grids["side of the image"][n] = grown[f"time an image, {n}×{n} pixels"], CNNConfig(), n
+
+# %%
+fig, ax = plt.subplots(figsize=(7.2, 3.6))
+slopes = {}
+for (what, grid), shade in zip(grids.items(), (plots.BLUE, plots.ORANGE, plots.GREEN), strict=True):
+    flops = np.array([loops.step_flops(CNN(config), (1, side, side)) for _, config, side in grid.values()]) / 1e9
+    times = np.array([time for time, *_ in grid.values()])
+    ax.plot(flops, times, "o-", color=shade, label=what)
+    middle = list(grid).index({"width": 32, "layers": 10, "side of the image": 28}[what])  # the course's own network
+    shift = {"width": (4, -12), "layers": (4, -13), "side of the image": (-16, 5)}[what]
+    first = {"width": (-20, 4), "side of the image": (6, -10)}.get(what, shift)
+    for place, value in enumerate(grid):
+        if place != middle:
+            at = flops[place], times[place]
+            beside = shift if place else first
+            ax.annotate(str(value), at, beside, textcoords="offset points", color=shade, fontsize=10)
+    slopes[what] = np.log(times[-1] / times[0]) / np.log(flops[-1] / flops[0])
+ax.annotate("the course's network", (flops[middle], times[middle]), (8, -14), textcoords="offset points", fontsize=10)
+ax.plot(flops[middle] * np.array([0.2, 20]), times[middle] * np.array([0.2, 20]), "--", color=plots.GREY, lw=1)
+ax.set(xscale="log", yscale="log", xlabel="GFLOP an image and step", ylabel="µs an image")
+ax.legend(title=f"dashed: time ∝ FLOPs\nmedians, n = {shipped['growth']['n'].iloc[0]}")
+plots.save(fig, "07_growth")
+
+# %%
+# NBVAL_CHECK_OUTPUT
+for what, slope in slopes.items():
+    print(f"{what:<18} twice the FLOPs, {2**slope:.2f} times the time")
+assert slopes["width"] == min(slopes.values()), "wide layers use the machine better"
+images = shipped["images"].loc["time an image, 60,000 against 1,000"]
+print("time an image, 60,000 images against 1,000: ×", said(images))
+threads = shipped["growth"].filter(like="threads", axis=0)["median"]
+print(f"{threads.index[-1].rpartition(', ')[2]} against one: × {threads.iloc[0] / threads.iloc[-1]:.2f}")
+assert abs(images["median"] - 1) < 0.1
+assert threads.iloc[0] / threads.iloc[-1] > 1.2
+
+# %% [markdown]
+# **Width is the cheapest way to spend FLOPs** on this machine: the wider a layer, the nearer it comes to the peak.
+# (Cheapest, not best: what they bring in accuracy is another matter.) And twice the images take twice the time, within
+# the noise.
+#
+# ## Two processes, eight machines
+#
+# The next step is more machines. In *data-parallel* training each process takes its share of every batch, and then all of
+# them sum up their gradients: an **all-reduce**. Two processes on this machine's two cores, against one process on both:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+both = shipped["processes"].loc["two processes against one"]
+print("images/s, two processes that share each batch against one process: ×", said(both))
+assert both["max"] < 1, "on one machine that is a loss"
+
+# %% [markdown]
+# What does talking cost? To sum up $n$ bytes two processes need a **latency** $\alpha$, however few they are, and a time
+# $\beta$ for each byte:
+#
+# $$T(n) = \alpha + \beta n$$
+#
+# Nine sizes from 256 bytes to 16 MiB, by gloo, PyTorch's library for processes on CPUs; each value is the mean of thirty
+# all-reduces, because a step pays for the slow ones, too. The line has the least relative squared error.
+
+# %%
+talk = shipped["talk"]
+heard = talk[talk["unit"] == "µs"]
+sizes = [int(what.split()[2]) for what in heard.index]
+model = costs.Talk.fitted(sizes, 1e-6 * heard["median"])
+fig, ax = plt.subplots(figsize=(7.2, 3.2))
+middle = heard["median"].to_numpy()
+spread = [middle - heard["min"].to_numpy(), heard["max"].to_numpy() - middle]
+ax.errorbar(sizes, middle, yerr=spread, fmt="o", color=plots.BLUE, capsize=3, label="measured")
+x = np.logspace(2, 7.5, 100)
+ax.plot(x, [1e6 * model.seconds(size) for size in x], color=plots.INK, label="α + βn")
+ax.axvline(model.latency / model.per_byte, color=plots.GREY, ls="--", lw=1)
+ax.set(xscale="log", yscale="log", xlabel="bytes of a message", ylabel="µs an all-reduce")
+ax.legend(title=f"median and range, n = {heard['n'].iloc[0]} rounds")
+plots.save(fig, "07_talk")
+print(f"α = {1e6 * model.latency:.0f} µs, 1/β = {1e-9 / model.per_byte:.1f} GB/s; n = {heard['n'].iloc[0]} a size")
+print("dashed: the size from which on bytes cost more than the latency")
+assert len(sizes) >= 8
+
+# %% [markdown]
+# Does the line predict a whole training step? A step of the course's network on two processes sends a message for each
+# batch norm on the way there (its statistics must be those of **all** images), one on the way back, and then the gradient
+# of every weight. `costs.messages` lists them. The rest of the step is calculating, and that is measured separately: the
+# same two processes, in the same round, but muted. Each takes its own numbers for those of all.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+net = CNN(CNNConfig())
+sent = costs.messages(net)
+print(f"{len(sent)} messages a step, {sum(sent) / 1e6:.1f} MB, {max(sent) / sum(sent):.0%} of that in the gradients")
+muted, joined = (talk.loc[f"a step shared by two processes{end}"] for end in (" that say nothing", ""))
+predicted = 1e3 * costs.step_seconds(1e-3 * muted["median"], net, model)
+error = predicted / joined["median"] - 1
+print(f"a step of 512 images: muted {said(muted, 0)} ms")
+print(f"predicted {predicted:.0f} ms, measured {said(joined, 0)} ms: off by {error:+.0%}")
+talking, guessed = joined["median"] - muted["median"], predicted - muted["median"]
+print(f"of that, talking: predicted {guessed:.0f} ms, measured {talking:.0f} ms: off by {guessed / talking - 1:+.0%}")
+assert abs(error) < 0.25
+
+# %% [markdown]
+# ### Eight GPUs and ImageNet
+#
+# Now extrapolate, with the same model. In a ring of $p$ processes an all-reduce of $n$ bytes takes $2(p - 1)$ messages,
+# one after the other, of $n/p$ bytes each ([Thakur et al. 2005](https://doi.org/10.1177/1094342005051521); [Patarasuk &
+# Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002)). Between two that is two messages, which our $\alpha$ and $\beta$
+# are of; so
+#
+# $$T(n, p) = (p - 1)\,\alpha + \frac{2 (p - 1)}{p}\, \beta n$$
+#
+# **Nothing below is measured.** These are assumptions, and you may change each of them:
+#
+# | | assumed |
+# |---|---|
+# | network | ResNet-50: 25.6 million weights, gradients of 4 bytes each; 8.2 GFLOP forward an image, three times that a step |
+# | data | ImageNet: 1.28 million images of 224×224, 256 a GPU and step |
+# | a GPU | 60 TFLOP/s sustained, about what [NVIDIA's own script](https://github.com/NVIDIA/DeepLearningExamples) reaches on an A100 with this network |
+# | links | bandwidth, and latency of an all-reduce between two: NVLink 200 GB/s, 20 µs, up to 8 GPUs; PCIe 12 GB/s, 30 µs; Ethernet 10 Gbit/s, 100 µs |
+# | overlap | none: nobody talks while calculating |
+
+# %%
+WEIGHTS, FLOPS, SUSTAINED, EPOCH, SHARE = 25.6e6, 3 * 8.2e9, 60e12, 1.28e6, 256  # assumptions
+LINKS = {"NVLink": (20e-6, 200e9), "PCIe": (30e-6, 12e9), "10 Gbit Ethernet": (100e-6, 10e9 / 8)}
+GPUS = (1, 2, 4, 8, 16, 32)
+
+
+def efficiency(processes, link, share=SHARE):
+    """Share of the time in which GPUs calculate, and the seconds of an epoch."""
+    latency, bandwidth = LINKS[link]
+    calculating = share * FLOPS / SUSTAINED
+    talking = costs.Talk(latency, 1 / bandwidth).seconds(4 * WEIGHTS, processes) if processes > 1 else 0.0
+    step = calculating + talking
+    return calculating / step, EPOCH / (processes * share) * step
+
+
+# %%
+def draw_scaling(share):
+    """The efficiency against the number of GPUs, a line a link."""
+    fig, ax = plt.subplots(figsize=(7.2, 3.0))
+    for link, shade, below in zip(LINKS, (plots.BLUE, plots.ORANGE, plots.VERMILION), (8, -14, 8), strict=True):
+        values = [100 * efficiency(p, link, share)[0] for p in GPUS if p <= 8 or link != "NVLink"]
+        ax.plot(range(len(values)), values, "o-", color=shade)
+        style = {"textcoords": "offset points", "color": shade, "ha": "right", "fontweight": "bold"}
+        ax.annotate(link, (len(values) - 1, values[-1]), (-4, below), **style)
+    ax.set(xlabel="GPUs", ylabel="time spent calculating (%)", ylim=(0, 118))
+    ax.set_title(f"assumed, not measured; {share} images a GPU and step", loc="left")
+    ax.set_xticks(range(len(GPUS)), GPUS)
+    return fig
+
+
+# %%
+plots.save(draw_scaling(SHARE), "07_scaling")
+for link in LINKS:
+    useful, seconds = efficiency(8, link)
+    print(f"8 GPUs, {link:<17} {useful:.0%} of the time calculating, {seconds:.0f} s an epoch of ImageNet")
+assert efficiency(8, "NVLink")[0] > efficiency(8, "PCIe")[0] > efficiency(8, "10 Gbit Ethernet")[0]
+
+# %% [markdown]
+# Fewer images a GPU are less to calculate between two messages. Move the slider: how many images does each of 8 GPUs need
+# so that with Ethernet it spends half of the time calculating?
+
+# %%
+plots.explore(draw_scaling, "images a GPU", {f"{n}": n for n in (8, 16, 32, 64, 128, 256, 512)}, start="64")
+
+# %% [markdown]
+# The batch grows with the machines, and a learning rate that suits it has to grow, too. [Goyal et al.
+# 2017](https://arxiv.org/abs/1706.02677) found how far that goes: in proportion, with a warm-up, up to 8,192 images.
+#
+# ## Your turn: five faults
+#
+# This loop works. It returns the mean loss of an epoch and the validation accuracy, and it has **five faults** that cost
+# time, here or on a GPU. Make a faster one that does the same work: every image once, in batches of 16, each mirrored with
+# a probability of one half.
+
+
+# %%
+import torch.nn.functional as F
+
+
+def slow(model, optimizer, images, labels, val_images, val_labels):
+    losses, hits = [], 0
+    model.train()
+    for batch in torch.randperm(len(images)).split(16):
+        pixels = ((images.float() / 255 - 0.286) / 0.353)[batch]  # uint8 N×1×H×W → float32 16×1×H×W
+        flips = (torch.rand(len(pixels)) < 0.5).tolist()
+        pixels = torch.stack([x.flip(2) if flip else x for x, flip in zip(pixels, flips, strict=True)])
+        loss = F.cross_entropy(model(pixels), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    model.eval()
+    for image, label in zip(val_images, val_labels, strict=True):
+        pixels = (image[None].float() / 255 - 0.286) / 0.353
+        hits += (model(pixels).argmax(1) == label).sum().item()
+    return sum(losses) / len(losses), hits / len(val_labels)
+
+
+# %% [markdown]
+# The check uses no clock. It counts what PyTorch and the network are asked to do. Below it, a race: your epoch against
+# the slow one, on 3,200 images.
+
+# %%
+import time
+
+
+def race(epoch):
+    """Seconds of the slow epoch against those of `epoch`, with a small network."""
+    train_part, validation, seconds = fashion.train[:3200], fashion.validation[:500], {}
+    for name, function in {"slow": slow, "yours": epoch}.items():
+        torch.manual_seed(0)
+        net = CNN(CNNConfig(width=4))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+        begin = time.perf_counter()
+        loss, right = function(
+            net, optimizer, train_part.images, train_part.labels, validation.images, validation.labels
+        )
+        seconds[name] = time.perf_counter() - begin
+        print(f"{name:<6} {seconds[name]:.1f} s, loss {loss:.2f}, {right:.0%} of the validation images right")
+    return seconds["slow"] / seconds["yours"]
+
+
+fashion = data.load(progress=False)
+
+# %%
+fast = ...  # def fast(model, optimizer, images, labels, val_images, val_labels): … return loss, accuracy
+if exercises.check("07.faults", fast):
+    print(f"{race(fast):.1f} times as fast")
+# exercises.hint("07.faults")
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+# Solution: click the dots to unfold it
+def solution(model, optimizer, images, labels, val_images, val_labels):
+    losses = []
+    model.train()
+    for batch in torch.randperm(len(images)).split(16):
+        pixels = (images[batch].float() / 255 - 0.286) / 0.353  # only the images of this batch
+        flips = torch.rand(len(pixels), 1, 1, 1) < 0.5
+        pixels = torch.where(flips, pixels.flip(3), pixels)  # all of them at once
+        loss = F.cross_entropy(model(pixels), labels[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())  # nobody waits for it
+    model.eval()
+    with torch.inference_mode():  # no graph
+        guesses = torch.cat([model((x.float() / 255 - 0.286) / 0.353).argmax(1) for x in val_images.split(500)])
+    return torch.stack(losses).mean().item(), (guesses == val_labels).float().mean().item()
+
+
+assert exercises.check("07.faults", solution, quiet=True)
+gained = race(solution)
+print(f"{gained:.1f} times as fast")
+assert gained > 1.2
+
+# %% [markdown]
+# ## Your turn: below which roof?
+#
+# A machine multiplies 800 GFLOP/s and moves 40 GB/s. A 1×1 convolution turns 64 channels into 32, everything in fp32
+# (4 bytes a number). Its weights are few: leave them out. Which **share of the peak** can it reach at most?
+
+# %%
+share = ...  # a number between 0 and 1
+exercises.check("07.ridge", share)
+# exercises.hint("07.ridge")
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+# Solution: click the dots to unfold it
+flops, moved = 2 * 64 * 32, 4 * (64 + 32)  # of one pixel
+assert exercises.check("07.ridge", min(1, flops / moved * 40 / 800), quiet=True)
+
+# %% [markdown]
+# ## Summary
+
+# %%
+from IPython.display import Markdown
+
+strong = sorted((name for name in gains if gains[name] > 1.15), key=gains.get, reverse=True)
+by_tricks = ", ".join(f"{name} × {gains[name]:.2f}" for name in strong)
+points_of = {name: f"{cost.loc[f'accuracy by: {name}', 'median']:+.2f} points" for name in names}
+target = {name: f"× {said(row)}" for name, row in ratio.items()}
+of_peak = {kind: reach[kind] * 1e9 / roofs["bf16"].peak for kind in reach}
+twice = {what: f"{2**slope:.2f} times" for what, slope in slopes.items()}
+Markdown(f"""
+- **From the usual loop to the course's**: × {said(fall.loc["all tricks against none"])}, on {machine}. Taken away
+  from the end, one by one: {by_tricks}.
+- **Nothing that these rounds show** (× {said(item)}) on a CPU: no `.item()` at every step.
+- **Only with the right instructions**: bf16. With AVX2 alone it is × {narrow["median"]:.2f}.
+- **Not free**: pooling before the norm changes the network ({points_of["pool before norm"]}), batches of 512 the recipe
+  ({points_of["batches of 512"]}, n = {n_pairs} pairs).
+- **Seconds to 85 %**, of the usual loop against all tricks: {target["pool before norm"]} in batches of 128,
+  {target["batches of 512"]} in batches of 512. Images a second are not learning a second.
+- **Two roofs**: convolutions reach {of_peak["convolution"]:.0%} of the peak, batch norm {of_peak["batch norm"]:.1%}.
+  Norms, ReLUs and pooling are {rest["flops"]:.1%} of the FLOPs and {rest["ms"]:.0%} of the time: they wait for memory.
+- **Growth**: twice the FLOPs by width take {twice["width"]} the time, by depth {twice["layers"]}, by larger images
+  {twice["side of the image"]}.
+- **Talking** takes {1e6 * model.latency:.0f} µs an all-reduce, and a second for {1e-9 / model.per_byte:.1f} GB: that
+  predicts a shared step to {abs(error):.0%}, and the talking in it to {abs(guessed / talking - 1):.0%}.
+""")
+
+# %% [markdown]
+# **Where it holds, and where not.** One small network on two cores of one machine. On a GPU the order changes: there the
+# images often come too slowly, `.item()` hurts, and small operations cost more to launch than to carry out.
+# `python cnn.py bench waterfall` measures yours. Measure before you optimize, one change at a time, and let seconds to a
+# given accuracy decide.
+#
+# **Sources.** Williams, Waterman & Patterson 2009, [Roofline: an insightful visual performance
+# model](https://doi.org/10.1145/1498765.1498785). McCalpin 1995, [STREAM: sustainable memory bandwidth in high performance
+# computers](https://www.cs.virginia.edu/stream/). Horace He 2022, [Making deep learning go brrrr from first
+# principles](https://horace.io/brrr_intro.html). PyTorch, [Performance tuning
+# guide](https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html). Goyal et al. 2017, [Accurate, large
+# minibatch SGD](https://arxiv.org/abs/1706.02677). Thakur, Rabenseifner & Gropp 2005, [Optimization of collective
+# communication operations in MPICH](https://doi.org/10.1177/1094342005051521). Patarasuk & Yuan 2009, [Bandwidth optimal
+# all-reduce algorithms](https://doi.org/10.1016/j.jpdc.2008.09.002). He et al. 2015, [Deep residual
+# learning](https://arxiv.org/abs/1512.03385) (ResNet-50).

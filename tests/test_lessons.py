@@ -1,0 +1,52 @@
+"""The README's table of lessons: every lesson, with the time that was measured."""
+
+import pytest
+
+from utils import bench, files, lessons
+
+NAMES = sorted(path.stem for path in (files.ROOT / "notebooks" / "src").glob("*.py"))
+
+
+def test_every_lesson_is_described_in_three_sentences():
+    assert list(lessons.ABOUT) == NAMES
+    for about in lessons.ABOUT.values():
+        assert sum(about.count(end) for end in (". ", "? ")) == 2
+        assert about.endswith(".")
+
+
+def test_titles_are_those_of_the_lessons():
+    assert lessons.title("02_size_and_pooling") == "Size and pooling"
+
+
+def test_a_lesson_without_a_heading_is_named(tmp_path):
+    (tmp_path / "notebooks" / "src").mkdir(parents=True)
+    (tmp_path / "notebooks" / "src" / "x.py").write_text("# %%\n")
+    with pytest.raises(ValueError, match=r"notebooks/src/x.py has no heading"):
+        lessons.title("x", tmp_path)
+    with pytest.raises(ValueError, match=r"notebooks/src/x.py lacks the sentence"):
+        lessons.reading("x", tmp_path)
+
+
+def test_reading_time_is_that_of_the_lessons_head():
+    assert lessons.reading("06_full_training") == "40 min"
+
+
+def test_readme_has_the_table_with_the_seconds_that_were_measured():
+    took = lessons.seconds()
+    assert set(took) == set(NAMES)
+    readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
+    table = lessons.table(took, lessons.measured("GB", ", memory"))
+    assert f"{lessons.BEGIN}\n{table}\n{lessons.END}" in readme
+
+
+def test_lessons_kept_their_budget_when_they_were_measured():
+    """90 seconds and 1.5 GB, as the course promises."""
+    rows = bench.measured_on()
+    rows = rows[rows["measurement"] == "lessons"]
+    for row in rows.itertuples():
+        assert row.median <= (90 if row.unit == "s" else 1.5), row.what
+
+
+def test_a_machine_half_as_fast_takes_twice_the_time():
+    loop = bench.measured_on().set_index("what")["median"]["the course's loop, bf16"]
+    assert lessons.expected(loop / 2) == pytest.approx({name: 2 * time for name, time in lessons.seconds().items()})

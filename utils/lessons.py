@@ -1,0 +1,103 @@
+"""The lessons of the course: what each is about, where it opens, and how long it takes; the table in the README."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from utils import bench, files, links
+
+BEGIN, END = "<!-- lessons: begin -->", "<!-- lessons: end -->"
+ABOUT = {  # three sentences each: what it asks, what you do, what you will see
+    "00_start_here": (
+        "What is inside the network, and can you build it yourself in 60 lines? You write the residual block, the "
+        "network and the loop that trains it. Each is checked against the course's own."
+    ),
+    "01_data_statistics": (
+        "Which numbers normalize the input, and what for? You compute them over millions of pixels without losing "
+        "digits. Then you see what the scale of the input does to the loss surface, and what it does to training."
+    ),
+    "02_size_and_pooling": (
+        "Why double the channels and halve the image? You follow one image through the network and count what "
+        "each part costs. Then other shapes compete, at equal cost, and you see what pooling loses."
+    ),
+    "03_batch_normalization": (
+        "What does normalizing each batch bring, and when? You write it from scratch, backward pass included. "
+        "Then you look for where it fails: tiny batches, the wrong mode, statistics that lag behind."
+    ),
+    "04_residual_gradient_flow": (
+        "Does a gradient get lost in 100 layers, and is that why they do not train? You measure it in every "
+        "layer of eight kinds of networks. Then you look at the loss surfaces of plain and of residual networks."
+    ),
+    "05_dropout_and_initialization": (
+        "Where does noise help, and how large should weights begin? You derive both variances and check them. "
+        "Then dropout is tried in three ways against none, with many images and with few."
+    ),
+    "06_full_training": (
+        "How good is the network, and how do you know? You keep a ledger of improvements, "
+        "and read one final number, once. Then you look into the trained network, and show it an image of yours."
+    ),
+    "07_training_fast": (
+        "Where do the milliseconds of a step go, and what makes them fewer? You take the usual loop apart and add "
+        "one trick at a time. A roofline tells which layers calculate, and which only move memory."
+    ),
+    "08_compare_ablations": (
+        "Which decision earned its place, and how many runs does it take to know? All experiments of the course "
+        "stand side by side. You pick, sort and compare, and your own runs stand among them."
+    ),
+}
+
+
+def title(name: str, root: Path = files.ROOT) -> str:
+    """Return the title of a lesson ("01_data_statistics"): what stands in its first heading, before the colon."""
+    for line in (root / "notebooks" / "src" / f"{name}.py").read_text(encoding="utf-8").splitlines():
+        if line.startswith("# # "):
+            return line.removeprefix("# # ").partition(":")[0]
+    raise ValueError(f"notebooks/src/{name}.py has no heading: expected a line that begins with '# # '")
+
+
+def seconds() -> dict[str, float]:
+    """Return how long each lesson runs from a fresh kernel, on the machine of results/speed.csv."""
+    return measured("s", "")
+
+
+def measured(unit: str, suffix: str) -> dict[str, float]:
+    """Return a value a lesson of what `bench.measure_lessons` has measured."""
+    rows = bench.measured_on()
+    rows = rows[(rows["measurement"] == "lessons") & (rows["unit"] == unit)]
+    names = rows["what"].str.removeprefix("lesson ").str.removesuffix(suffix)
+    return dict(zip(names, rows["median"], strict=True))
+
+
+def reading(name: str, root: Path = files.ROOT) -> str:
+    """Return how many minutes of reading the head of a lesson promises."""
+    text = (root / "notebooks" / "src" / f"{name}.py").read_text(encoding="utf-8")
+    found = re.search(r"Reading takes about (\d+) minutes", " ".join(text.replace("#", " ").split()))
+    if found is None:
+        raise ValueError(f"notebooks/src/{name}.py lacks the sentence 'Reading takes about N minutes'")
+    return f"{found[1]} min"
+
+
+def expected(images_per_second: float) -> dict[str, float]:
+    """Return the `seconds` for a machine that trains the course's network at so many images per second."""
+    rows = bench.measured_on().query("measurement == 'loop'")
+    there = rows[rows["what"].str.startswith("the course's loop, ") & (rows["unit"] == "images/s")]["median"].item()
+    return {name: time * there / images_per_second for name, time in seconds().items()}
+
+
+def table(took: Mapping[str, float], memory: Mapping[str, float]) -> str:
+    """Return as Markdown a row for each lesson; `took` and `memory` are the seconds and GB that it takes to run."""
+    lines = [
+        "| no. | lesson | what you do | reading | running | memory | open it on |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, about in ABOUT.items():
+        number = str(int(name[:2]))
+        time, space = f"{took[name]:.0f} s", f"{memory[name]:.1f} GB"
+        cells = (number, f"[{title(name)}](notebooks/{name}.ipynb)", about, reading(name), time, space)
+        lines.append(f"| {' | '.join(cells)} | {links.in_words(name)} |")
+    return "\n".join(lines)
+
+
+def write_readme() -> None:
+    """Write the table into README.md."""
+    files.replace_block(files.ROOT / "README.md", BEGIN, END, table(seconds(), measured("GB", ", memory")))
