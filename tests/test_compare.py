@@ -179,6 +179,12 @@ def test_names_from_data_cannot_leave_the_page(study):
     assert json.loads(content)["studies"][0]["variants"][0]["name"] == name
 
 
+def test_patterns_that_the_shell_left_alone_are_matched(study, tmp_path):
+    """runs/* stays as it is where there are no runs, and everywhere on Windows."""
+    names = [found.name for found in compare.studies([tmp_path / "*.csv", tmp_path / "runs" / "*"])]
+    assert names == [study.name]
+
+
 def test_nothing_to_compare_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"there is no .*gone.csv: name CSV files of experiments"):
         compare.studies([tmp_path / "gone.csv"])

@@ -69,9 +69,15 @@ def studies(paths: Iterable[str | Path] | None = None) -> list[Study]:
 
 
 def expanded(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the files and the folders of runs in `paths`; of any other folder, its own."""
+    """Return the files and the folders of runs in `paths`; of any other folder, its own.
+
+    A pattern (runs/*) that the shell has left as it is, since nothing matches or since it knows none, is matched here.
+    """
     found = []
     for path in map(Path, paths):
+        if "*" in path.name:
+            found += sorted(path.parent.glob(path.name))
+            continue
         if not path.exists() and path not in (ablation.sweeps(), files.ROOT / "runs"):
             raise ValueError(f"there is no {path}: name CSV files of experiments (results/*.csv) or folders in runs/")
         inside = path.is_dir() and not (path / HISTORY).is_file()
