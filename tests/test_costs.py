@@ -1,6 +1,7 @@
 """Where a step's time goes, what layers and messages cost: against FLOPs and bytes that can be counted by hand."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -56,8 +57,6 @@ def test_profile_sees_what_a_step_does_and_adds_up():
 def test_profile_leaves_standard_error_alone(capfd):
     with costs.silent_stderr():
         torch.zeros(1)
-    import os
-
     os.write(2, b"still here")
     assert capfd.readouterr().err == "still here"
 

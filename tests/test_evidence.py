@@ -160,3 +160,9 @@ def test_equal_values_everywhere_are_no_effect():
     (row,) = evidence.compare(made_up({"a": [0.9] * 4, "b": [0.9] * 4}), "b").itertuples()
     assert (row.difference, row.p, row.verdict) == (0, 1, "inconclusive")
     assert math.isnan(row.correlation)
+
+
+def test_a_difference_is_said_in_points_with_its_interval():
+    result = evidence.paired(np.array([91.0, 92.0, 93.0]), np.array([90.0, 91.5, 91.5]))
+    low, high = stats.t.interval(0.95, 2, loc=1.0, scale=stats.sem([1.0, 0.5, 1.5]))
+    assert evidence.points(result, 2) == f"+1.00 points (95 % interval {low:+.2f} to {high:+.2f}, n = 3)"

@@ -448,28 +448,13 @@ def execution_of(lesson: Path) -> tuple[float, int]:
     Its folders are its own, the cache too, so that nothing is taken from earlier runs.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return execution_in(Path(folder), lesson)
-
-
-def execution_in(folder: Path, lesson: Path) -> tuple[float, int]:
-    """Do what `execution_of` does, with its files in `folder`."""
-    own = {f"CNN_{name.upper()}_DIR": str(folder / name) for name in ("results", "figures", "cache")}
-    shutil.copytree(files.ROOT / "results", own["CNN_RESULTS_DIR"], dirs_exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "nbconvert",
-        "--to",
-        "notebook",
-        "--execute",
-        "--output-dir",
-        str(folder),
-        str(lesson),
-    ]
-    with own_process(CPU | own) as process:
-        begin = time.perf_counter()
-        call(process, subprocess.run, command, check=True, capture_output=True)()
-        return time.perf_counter() - begin, call(process, peak_memory, of_children=True)()
+        own = {f"CNN_{name.upper()}_DIR": f"{folder}/{name}" for name in ("results", "figures", "cache")}
+        shutil.copytree(files.ROOT / "results", own["CNN_RESULTS_DIR"])
+        command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", folder]
+        with own_process(CPU | own) as process:
+            begin = time.perf_counter()
+            call(process, subprocess.run, [*command, str(lesson)], check=True, capture_output=True)()
+            return time.perf_counter() - begin, call(process, peak_memory, of_children=True)()
 
 
 def cpu_precision() -> str:

@@ -70,6 +70,12 @@ def paired(ours: np.ndarray, theirs: np.ndarray, margin: float = 0.0) -> dict[st
     return result | {"correlation": correlation, "detectable": half}
 
 
+def points(row: Mapping[str, float], digits: int = 1) -> str:
+    """Return in words what `paired` says of values in percent: a difference in percentage points, its interval, n."""
+    low, high = f"{row['low']:+.{digits}f}", f"{row['high']:+.{digits}f}"
+    return f"{row['difference']:+.{digits}f} points (95 % interval {low} to {high}, n = {row['n']})"
+
+
 def verdicts(rows: pd.DataFrame) -> list[str]:
     """Return the verdict on each difference, their p-values corrected for being several (Holm 1979).
 

@@ -29,8 +29,8 @@ class Muon(torch.optim.Optimizer):
 
     A weight of more than two axes, like a convolution's O×C×k×k, is the matrix O×(C·k·k). With `normalized`, these
     weights are brought back to the norm √O before each step, so that the learning rate is an angle. Unlike
-    torch.optim.Muon it takes all weights of a network, in one optimizer. Raises ValueError for an "orthogonal" weight
-    of fewer than two axes.
+    torch.optim.Muon it takes all weights of a network, in one optimizer, and steps no farther in matrices that are
+    taller than wide. Raises ValueError for an "orthogonal" weight of fewer than two axes.
     """
 
     def __init__(

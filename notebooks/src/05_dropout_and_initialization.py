@@ -301,10 +301,7 @@ plots.save(fig, "05_gap")
 
 # %%
 # NBVAL_CHECK_OUTPUT
-def points(row, digits=1):
-    """A difference in percentage points, in words."""
-    low, high = f"{row['low']:+.{digits}f}", f"{row['high']:+.{digits}f}"
-    return f"{row['difference']:+.{digits}f} points (95 % interval {low} to {high}, n = {row['n']})"
+from utils.evidence import points
 
 
 def print_gaps(runs, label):

@@ -696,13 +696,9 @@ def painted(pictures, heat):
     return torch.where((heat > limit)[:, None], mean, pictures)
 
 
-def points(row, digits=1):
-    """A difference in percentage points, in words."""
-    low, high = f"{row['low']:+.{digits}f}", f"{row['high']:+.{digits}f}"
-    return f"{row['difference']:+.{digits}f} points (95 % interval {low} to {high}, n = {row['n']})"
-
-
 # %%
+from utils.evidence import points
+
 some = right.nonzero()[:, 0][:300]
 pictures, said, faithful = seen.images[some], answers[some], {}
 for layer in (1, 2, 3, 4):

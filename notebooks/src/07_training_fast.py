@@ -594,7 +594,8 @@ for (what, grid), shade in zip(grids.items(), (plots.BLUE, plots.ORANGE, plots.G
 ax.annotate("the course's network", (flops[middle], times[middle]), (8, -14), textcoords="offset points", fontsize=10)
 ax.plot(flops[middle] * np.array([0.2, 20]), times[middle] * np.array([0.2, 20]), "--", color=plots.GREY, lw=1)
 ax.set(xscale="log", yscale="log", xlabel="GFLOP an image and step", ylabel="µs an image")
-ax.legend(title=f"dashed: time ∝ FLOPs\nmedians, n = {shipped['growth']['n'].iloc[0]}")
+counts = [shipped[name]["n"].iloc[0] for name in ("width", "growth")]
+ax.legend(title=f"dashed: time ∝ FLOPs\nmedians, n = {counts[0]} (width), {counts[1]}")
 plots.save(fig, "07_growth")
 
 # %%
