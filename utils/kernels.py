@@ -166,20 +166,20 @@ class MaxPool2d(nn.MaxPool2d):
         odd = x.shape[-2] % 2 or x.shape[-1] % 2
         if x.device.type != "cpu" or x.dtype != torch.bfloat16 or not halves or (odd and self.ceil_mode):
             return super().forward(x)
-        if odd:
-            x = x[:, :, : x.shape[2] // 2 * 2, : x.shape[3] // 2 * 2]  # the last row or column is in no window
         return LargerOfNeighbours.apply(x)
 
 
 class LargerOfNeighbours(torch.autograd.Function):
     """2×2 max pooling of N×C×H×W in channels-last format: of left and right, then of upper and lower.
 
-    Of equal values the first takes the gradient, as in PyTorch; for that only the differences are kept.
+    Of equal values the first takes the gradient, as in PyTorch; for that only the differences are kept. The last row or
+    column of an odd number is in no window.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        left, right = x.permute(0, 2, 3, 1).unflatten(2, (-1, 2)).unbind(3)  # N×H×W/2×C each
+        ctx.sides = x.shape[2:]
+        left, right = in_pairs(x.permute(0, 2, 3, 1)).unbind(3)  # N×H×W/2×C each
         upper, lower = torch.maximum(left, right).unflatten(1, (-1, 2)).unbind(2)  # N×H/2×W/2×C each
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(right - left, lower - upper)
@@ -190,17 +190,25 @@ class LargerOfNeighbours(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:
         right_wins, lower_wins = ctx.saved_tensors  # where above zero
         n, c, h, w = gradient.shape
-        by_rows = split_gradient(gradient.permute(0, 2, 3, 1), lower_wins, gradient.new_empty(n, h, 2, w, c), 2)
-        by_x = split_gradient(by_rows.flatten(1, 2), right_wins, gradient.new_empty(n, 2 * h, w, 2, c), 3)
-        return by_x.flatten(2, 3).permute(0, 3, 1, 2)
+        by_rows, by_x = gradient.new_empty(n, h, 2, w, c), gradient.new_empty(n, *ctx.sides, c)
+        split_gradient(gradient.permute(0, 2, 3, 1), lower_wins, by_rows, 2)
+        split_gradient(by_rows.flatten(1, 2), right_wins, in_pairs(by_x), 3)
+        by_x[:, 2 * h :] = 0
+        by_x[:, :, 2 * w :] = 0
+        return by_x.permute(0, 3, 1, 2)
 
 
-def split_gradient(gradient: Tensor, second_wins: Tensor, out: Tensor, axis: int) -> Tensor:
+def in_pairs(x: Tensor) -> Tensor:
+    """Return the N×H×W/2×2×C pairs of neighbours along the rows of N×H×W×C, without an odd last one of rows or columns."""
+    n, height, width, c = x.shape
+    return x[:, : height // 2 * 2, : width // 2 * 2].unflatten(2, (-1, 2))
+
+
+def split_gradient(gradient: Tensor, second_wins: Tensor, out: Tensor, axis: int) -> None:
     """Write `gradient` along `axis` of `out`: to the second place where `second_wins` is above zero, else the first."""
     first, second = out.unbind(axis)
     torch.ops.aten.threshold_backward.grad_input(gradient, second_wins, 0, grad_input=second)
     torch.sub(gradient, second, out=first)
-    return out
 
 
 class Dropout(nn.Dropout):
