@@ -123,7 +123,7 @@ def test_every_measurement_computes_its_ratios_and_keeps_its_rows(pretended, cap
     assert median["a step shared by two processes that say nothing"] == pytest.approx(256)
     assert set(MUST) <= set(median.index)
     printed = capsys.readouterr().out
-    kept = pd.read_csv(files.results_dir() / bench.SPEED_FILE)
+    kept = bench.read(files.results_dir() / bench.SPEED_FILE)
     for what in table["what"]:
         assert what in printed
         assert what in set(kept["what"])
@@ -190,16 +190,23 @@ def test_the_help_names_all_measurements():
     assert cnn.BENCH_HELP.startswith(", ".join([*bench.MEASUREMENTS, "or all"]))
 
 
-def test_rows_are_appended_with_their_machine(tmp_path):
+@pytest.mark.parametrize("commit", ["a189913", "7573491", "12e4567", "0075734+"])
+def test_rows_are_appended_with_their_machine(tmp_path, monkeypatch, commit):
+    """A commit whose name is all digits stays a name."""
+    monkeypatch.setattr(bench, "commit", lambda: commit)
     path = tmp_path / "speed.csv"
     for value in (1.0, 2.0):
         bench.append(path, pd.DataFrame([bench.row("a", "x", [value, value + 1, value + 3])]), {"cpu": "x, y"})
-    rows = pd.read_csv(path)
+    rows = bench.read(path)
     assert rows["median"].tolist() == [2.0, 3.0]
     assert rows["max"].tolist() == [4.0, 5.0]
     assert rows["n"].tolist() == [3, 3]
     assert set(rows["cpu"]) == {"x, y"}
-    assert rows["commit"].str.len().gt(5).all()
+    assert rows["commit"].tolist() == [commit, commit]
+
+
+def test_the_commit_at_hand_has_a_name():
+    assert bench.commit() == "unknown" or re.fullmatch(r"[0-9a-f]{7,}\+?", bench.commit())
 
 
 def stated() -> tuple[str, list[str]]:

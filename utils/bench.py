@@ -536,7 +536,7 @@ def machine_in_words(row: pd.Series) -> str:
 
 def measured_on(dates: Sequence[str] | None = None) -> pd.DataFrame:
     """Return the rows of results/speed.csv of these `dates`, or else the newest of each measurement."""
-    rows = pd.read_csv(files.ROOT / "results" / SPEED_FILE)
+    rows = read(files.ROOT / "results" / SPEED_FILE)
     if dates is not None:
         return rows[rows["date"].isin(dates)]
     return rows[rows["date"] == rows.groupby("measurement")["date"].transform("max")]
@@ -550,8 +550,13 @@ def write_readme() -> None:
 def append(path: Path, table: pd.DataFrame, machine: dict[str, str]) -> None:
     """Append `table` to the CSV at `path`, each row with the date, the commit and the machine it was measured on."""
     table = table.assign(date=datetime.now(UTC).isoformat(timespec="seconds"), commit=commit(), **machine)
-    before = [pd.read_csv(path)] if path.exists() else []
+    before = [read(path)] if path.exists() else []
     files.write_text(path, pd.concat([*before, table]).to_csv(index=False))
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Return the rows that `append` wrote; a commit stays text, also one that looks like a number (7573491, 12e4567)."""
+    return pd.read_csv(path, dtype={"commit": str})
 
 
 def commit() -> str:
