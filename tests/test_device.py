@@ -17,6 +17,17 @@ def test_environment_decides_what_auto_is(monkeypatch):
     assert device.pick("cpu").type == "cpu"
 
 
+def test_budget_is_full_unless_the_environment_says_small(monkeypatch):
+    monkeypatch.delenv("CNN_BUDGET", raising=False)
+    assert device.budget(10, 2) == 10
+    for name, wanted in {"small": 2, "full": 10}.items():
+        monkeypatch.setenv("CNN_BUDGET", name)
+        assert device.budget(10, 2) == wanted
+    monkeypatch.setenv("CNN_BUDGET", "tiny")
+    with pytest.raises(ValueError, match="CNN_BUDGET='tiny' is unknown: choose full"):
+        device.budget(10, 2)
+
+
 def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
     monkeypatch.delenv("CNN_DEVICE")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)

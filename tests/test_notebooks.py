@@ -24,6 +24,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "data").rglob("*.md")])
 
 MAX_BYTES = 1_500_000
 MAX_LINES = 25
+MIN_ALT = 8  # characters
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])(?:/(?:tmp|root|home|work|Users|private|content)\b|[A-Z]:\\Users)[^\s'\")<]*")
 ALT_OF_IMAGE = re.compile(r"!\[(.*?)\]\(|(<img\b[^>]*>)", re.DOTALL)
 LINK = re.compile(r"\]\(<?([^)\s>]+)>?[^)]*\)|\b(?:src|href)=[\"']([^\"']+)[\"']")
@@ -120,9 +121,13 @@ def other_first_cell(notebook: NotebookNode) -> list[str]:
 
 
 def images_without_alt(notebook: NotebookNode) -> list[str]:
-    """Images in the prose, and pictures that a cell shows through Markdown or HTML."""
+    """Images in the prose, pictures that a cell shows through Markdown or HTML, and figures: their output's metadata."""
     shown = [text for text in output_texts(notebook) if not text.lstrip().startswith("<svg")]
-    return [found for text in markdown(notebook) + shown for found in without_alt(text)]
+    figures = [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
+    bare = [output for output in figures if len(output.metadata.get("image/png", {}).get("alt", "")) < MIN_ALT]
+    return [found for text in markdown(notebook) + shown for found in without_alt(text)] + [
+        f"a figure without alternative text: {output.data.get('text/plain', '')}" for output in bare
+    ]
 
 
 def without_alt(text: str) -> list[str]:
@@ -151,7 +156,9 @@ RULES = (
 def good() -> NotebookNode:
     """A lesson that no rule objects to."""
     figure = new_output(
-        "display_data", {"image/png": base64.b64encode(b"a picture").decode(), "text/plain": "<Figure>"}
+        "display_data",
+        {"image/png": base64.b64encode(b"a picture").decode(), "text/plain": "<Figure>"},
+        metadata={"image/png": {"alt": "Loss against epoch, falling"}},
     )
     cells = [
         new_markdown_cell("# A lesson\n\n![a network of four layers](../figures/network.png)"),
@@ -204,6 +211,7 @@ BROKEN = [
     (images_without_alt, changed(0, source="![](../figures/network.png)")),
     (images_without_alt, changed(0, source='<img src="../figures/network.png" width="600">')),
     (images_without_alt, shown(markdown="![](data:image/png;base64,AAAA)")),
+    (images_without_alt, lambda notebook: notebook.cells[-1].outputs[0].update(metadata={})),
 ]
 
 

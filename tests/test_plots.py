@@ -160,7 +160,7 @@ def test_slider_redraws_once_a_value(monkeypatch):
     for value in ("two", "one", "two"):
         sliders[0].value = value
     assert drawn == [1.0, 2.0]
-    assert [text for _, text in shown] == [f"Figure: height {value}" for value in ("one", "two", "one", "two")]
+    assert [text for _, text in shown] == [f"height {value}" for value in ("one", "two", "one", "two")]
     assert shown[0][0] == shown[2][0] != shown[1][0]
     assert plt.get_fignums() == []
 
@@ -189,7 +189,7 @@ def test_several_sliders_give_their_values_in_order(monkeypatch):
     sliders[0].value = "2"
     assert drawn == [(2.0, 4), (2.0, 64), (1.0, 64), (1.0, 4)]  # and what was drawn before is kept
     assert [slider.description for slider in sliders] == ["γ", "images"]
-    assert [text for text, _ in shown[::4]] == ["Figure: γ 2, images 4"] * 2
+    assert [text for text, _ in shown[::4]] == ["γ 2, images 4; loss (nats) against epoch"] * 2
     assert [handle for _, handle in shown] == [None, *["first"] * 4]  # in one place
     with pytest.raises(ValueError, match="images: start=None: choose one of 4, 64"):
         plots.explore_several(draw, choices, {"γ": "2"})
@@ -550,7 +550,7 @@ def upload_file(button: ipywidgets.FileUpload, name: str, content: bytes) -> Non
 
 def test_ask_shows_the_example_then_what_is_uploaded_in_its_place(asked):
     calls, shown, upload, invert, _ = asked
-    assert shown == [("Figure: the answer to example.png", None)]
+    assert shown == [("the answer to example.png; loss (nats) against epoch", None)]
     upload_file(upload, "../my shirt.png", b"other")
     assert calls[-1][0].name == "my shirt.png"
     assert calls[-1][0].read_bytes() == b"other"

@@ -306,8 +306,8 @@ def explore(found: Sequence[Study], start: str) -> None:
     def draw(_: Any = None) -> None:
         if baseline.value not in by_name[study.value].variants or not variants.value:
             return  # between two choices
-        content = plots.quick_png(closed(figure(*settings(), axis.value, smoothing.value)))
-        handle[0] = plots.show_png(content, f"Figure: {study.value}, {metric.value}", handle[0]) or handle[0]
+        fig = closed(figure(*settings(), axis.value, smoothing.value))
+        handle[0] = plots.show_png(plots.quick_png(fig), plots.described(fig, study.value), handle[0]) or handle[0]
         about.value = f"<p>{html.escape(by_name[study.value].question)}</p>"
         table.value = tables(*settings(), order.value)
 

@@ -53,6 +53,17 @@ def pick_precision(device: torch.device, name: str = "auto") -> str:
     return name
 
 
+def budget(full: int, small: int) -> int:
+    """Return `full`, or `small` under CNN_BUDGET=small: so much less work, where only running through is tested.
+
+    Raises ValueError for another value of the environment variable.
+    """
+    name = os.environ.get("CNN_BUDGET", "full")
+    if name not in ("full", "small"):
+        raise ValueError(f"CNN_BUDGET={name!r} is unknown: choose full (the default) or small")
+    return small if name == "small" else full
+
+
 def memory_format(device: torch.device) -> torch.memory_format:
     """Return how images lie in memory: channels last, but not on MPS, where batch norm's backward fails then."""
     return torch.contiguous_format if device.type == "mps" else torch.channels_last

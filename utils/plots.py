@@ -101,17 +101,17 @@ def use_style() -> None:
     )
 
 
-def save(fig: Figure, name: str, show: bool = True) -> None:
+def save(fig: Figure, name: str, alt: str = "", show: bool = True) -> None:
     """Writes `fig` to `name`.png in figures/ (or $CNN_FIGURES_DIR), shows that very file in the notebook, closes `fig`.
 
-    The file has no date and 256 colours: drawn again, it is the same to the last byte, and it stays below 150 kB.
-    `show=False` is for a figure that a live display shows already.
+    `alt` says what is drawn, for readers who cannot see it; what is shown needs one (tested). The file has no date and 256 colours: drawn again, it is the
+    same to the last byte, and it stays below 150 kB. `show=False` is for a figure that a live display shows already.
     """
     content = png(fig)
     plt.close(fig)
     files.write_bytes(files.figures_dir() / f"{name}.png", content)
     if show:
-        show_png(content, f"Figure: {name}")
+        show_png(content, alt)
 
 
 def png(fig: Figure) -> bytes:
@@ -130,7 +130,7 @@ def quick_png(fig: Figure, **options) -> bytes:
 
 
 def show_png(content: bytes, text: str, handle: Any = None) -> Any:
-    """Shows a PNG file as a cell's output; `text` stands in where there are no pictures. Does nothing outside Jupyter.
+    """Shows a PNG file as a cell's output; `text` is its alternative text. Does nothing outside Jupyter.
 
     Returns a handle; given back with other content, it replaces the picture where it stands.
     """
@@ -141,11 +141,21 @@ def show_png(content: bytes, text: str, handle: Any = None) -> Any:
         return None
     width = round(Image.open(io.BytesIO(content)).width * SHOWN_DPI / DPI)
     picture = {"image/png": base64.b64encode(content).decode(), "text/plain": text}
-    metadata = {"image/png": {"width": width}}
+    metadata = {"image/png": {"width": width, "alt": text}}
     if handle is not None:
         handle.update(picture, raw=True, metadata=metadata)
         return handle
     return display(picture, raw=True, metadata=metadata, display_id=True)
+
+
+def described(fig: Figure, what: str) -> str:
+    """Return an alternative text for `fig`: `what` it is of, then title and axis labels of each panel."""
+    panels = []
+    for ax in fig.axes:
+        title = " ".join(filter(None, (ax.get_title(side) for side in ("left", "center", "right"))))
+        axes = " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
+        panels.append(": ".join(filter(None, (title, axes))))
+    return " ".join("; ".join([what, *filter(None, dict.fromkeys(panels))]).split())
 
 
 def explore(draw: Callable[[Any], Figure], label: str, values: Mapping[str, Any], start: str) -> None:
@@ -171,15 +181,14 @@ def explore_several(
             raise ValueError(f"{label}: start={start.get(label)!r}: choose one of {', '.join(values)}")
 
     @lru_cache(maxsize=200)
-    def picture(*texts: str) -> bytes:
+    def picture(*texts: str) -> tuple[bytes, str]:
         fig = draw(*(values[text] for values, text in zip(choices.values(), texts, strict=True)))
         plt.close(fig)
-        return quick_png(fig)
+        chosen = ", ".join(f"{label} {text}" for label, text in zip(choices, texts, strict=True))
+        return quick_png(fig), described(fig, chosen)
 
     def show_chosen(handle: Any = None) -> Any:
-        texts = [slider.value for slider in sliders]
-        name = ", ".join(f"{label} {text}" for label, text in zip(choices, texts, strict=True))
-        return show_png(picture(*texts), f"Figure: {name}", handle)
+        return show_png(*picture(*(slider.value for slider in sliders)), handle)
 
     width = "initial" if len(choices) == 1 else f"{0.62 * max(map(len, choices)):.1f}em"  # the same for all: aligned
     sliders = [
@@ -715,7 +724,7 @@ def ask(answer: Callable[[Path, bool], Figure], example: Path, colour: bool = Fa
             return handle
         said.value = ""
         plt.close(fig)
-        return show_png(png(fig), f"Figure: the answer to {now['path'].name}", handle)
+        return show_png(png(fig), described(fig, f"the answer to {now['path'].name}"), handle)
 
     def receive(name: str, content: bytes) -> None:
         now["path"] = Path(folder.name) / (Path(name).name or "image")
