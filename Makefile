@@ -17,13 +17,14 @@ WHAT ?= all
 LESSON ?= *
 PY := $(BIN)/python
 LESSONS := notebooks/$(LESSON).ipynb
-NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval.cfg
+NBVAL := -p tests.lesson_memory --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval.cfg
 EXECUTE := --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 \
   --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab train test lint unit lessons notebooks handout format evidence bench clean setup setup-dev setup-bench
+.PHONY: help lab train test lint unit lessons notebooks site pages handout format evidence bench clean
+.PHONY: setup setup-dev setup-bench setup-site
 
 help:  ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -62,6 +63,12 @@ notebooks: setup-dev  ## sync the lessons with their text twins and execute them
 	$(PY) -m nbconvert $(EXECUTE) $(LESSONS)
 	$(PY) -m jupytext --quiet --sync $(LESSONS)
 
+site: pages  ## build the course as a static site, and serve it on this machine
+	$(PY) -m http.server --bind 127.0.0.1 --directory site/html $(or $(PORT),8000)
+
+pages: setup-site  ## build that site into site/html/, and no more
+	$(PY) -m sphinx -M html . site -c docs --quiet --fail-on-warning --keep-going
+
 handout: setup-dev  ## write the lessons without solutions and outputs into handout/, for a class
 	$(PY) -m nbconvert --to notebook --ClearOutputPreprocessor.enabled=True --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution --output-dir handout $(LESSONS)
 
@@ -80,7 +87,7 @@ bench: setup-bench  ## measure speed, against other loops too (a part: WHAT="loo
 	@$(PY) cnn.py bench $(WHAT) $(ARGS)
 
 clean:  ## remove .venv and the caches; trained networks in runs/ stay
-	rm -rf .venv .venv.unfinished .cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv.unfinished .cache site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
 
@@ -88,12 +95,16 @@ setup:
 	$(call install,.venv/installed-course.txt,requirements.txt)
 
 setup-dev:
-	$(call install,.venv/installed-dev.txt,requirements.txt requirements-cluster.txt requirements-dev.txt)
+	$(call install,.venv/installed-dev.txt,requirements.txt requirements-cluster.txt requirements-site.txt requirements-dev.txt)
 	@cat requirements.txt constraints.txt > .venv/installed-course.txt
+	@cat requirements-site.txt constraints.txt > .venv/installed-site.txt
 
 setup-bench:
 	$(call install,.venv/installed-bench.txt,requirements.txt requirements-bench.txt)
 	@cat requirements.txt constraints.txt > .venv/installed-course.txt
+
+setup-site:
+	$(call install,.venv/installed-site.txt,requirements-site.txt)
 
 # $(call install,STAMP,LISTS): bring .venv up to the last of LISTS. The stamp is a copy of what was asked for, written at
 # the end; an unchanged one costs no time. A .venv that was interrupted, or whose Python is gone or too old, is made anew.
@@ -108,7 +119,7 @@ if ! usable; then \
   "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
     echo "$(PYTHON) lacks its venv module. Install it first (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }; \
 fi; \
-echo "Setting up .venv from $(lastword $(2)); torch alone is some GB, so the first time takes minutes"; \
+echo "Setting up .venv from $(lastword $(2))$(if $(filter %-site.txt,$(lastword $(2))),,; torch alone is some GB, so the first time takes minutes)"; \
 rm -f $(1); \
 usable || { touch .venv.unfinished; "$(PYTHON)" -m venv --clear .venv || exit 1; }; \
 trap 'exit 130' INT TERM; \

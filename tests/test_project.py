@@ -72,7 +72,8 @@ COURSE_LIST = requirements(read("requirements.txt"))
 DEV_LIST = requirements(read("requirements-dev.txt"))
 BENCH_LIST = requirements(read("requirements-bench.txt"))
 CLUSTER_LIST = requirements(read("requirements-cluster.txt"))
-LISTS = (COURSE_LIST, DEV_LIST, BENCH_LIST, CLUSTER_LIST)
+SITE_LIST = requirements(read("requirements-site.txt"))
+LISTS = (COURSE_LIST, DEV_LIST, BENCH_LIST, CLUSTER_LIST, SITE_LIST)
 CONSTRAINTS = requirements(read("constraints.txt"))
 
 
@@ -119,6 +120,7 @@ def test_what_the_course_imports_is_declared():
 
 def test_what_the_tests_import_is_declared():
     assert undeclared(sources("tests/**/*.py"), set(COURSE_LIST) | set(CLUSTER_LIST) | set(DEV_LIST)) == []
+    assert undeclared(sources("docs/*.py"), set(SITE_LIST) | {"docutils"}) == []  # Sphinx is made of docutils
 
 
 def test_undeclared_imports_are_found(tmp_path):
@@ -131,11 +133,13 @@ def test_undeclared_imports_are_found(tmp_path):
 
 
 def test_every_declared_package_is_used():
-    """By an import; or by name: commands; SciPy, with which torchvision reads SVHN; onnxscript, of torch.onnx."""
+    """By an import; or by name: commands, Sphinx's extension and theme, SciPy (SVHN's reader), onnxscript (torch.onnx's)."""
     assert set(COURSE_LIST) - brought_to(COURSE_CODE) - {"jupyterlab", "nbval", "scipy", "onnxscript"} == set()
     assert set(DEV_LIST) - brought_to(sources("tests/**/*.py")) - {"nbconvert", "ruff"} == set()
     assert set(BENCH_LIST) - brought_to(BENCH_CODE) == set()
     assert set(CLUSTER_LIST) - brought_to(CLUSTER_CODE) == set()
+    by_name = {name for name in SITE_LIST if name.replace("-", "_") in read("docs/conf.py")} | {"sphinx"}
+    assert set(SITE_LIST) - by_name == set()
 
 
 def brought_to(paths: list[Path]) -> set[str]:
@@ -146,9 +150,9 @@ def brought_to(paths: list[Path]) -> set[str]:
 
 def test_no_package_is_declared_twice():
     assert len(set().union(*LISTS)) == sum(map(len, LISTS))
-    below = {"dev": "requirements-cluster.txt", "cluster": "requirements.txt", "bench": "requirements.txt"}
-    for name, other in below.items():
-        assert re.findall(r"^-r (.+)$", read(f"requirements-{name}.txt"), re.MULTILINE) == [other]
+    below = {"dev": ["cluster.txt", "site.txt"], "cluster": [".txt"], "bench": [".txt"], "site": []}
+    for name, others in below.items():
+        assert re.findall(r"^-r requirements-?(.+)$", read(f"requirements-{name}.txt"), re.MULTILINE) == others
     with pytest.raises(AssertionError, match="named twice: \\['numpy'\\]"):
         requirements("numpy>=2\ntorch\nnumpy>=1\n")
 

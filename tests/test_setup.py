@@ -18,8 +18,9 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("a copy") / "with some spaces"
     folder.mkdir()
     shutil.copy(ROOT / "Makefile", folder)
-    for name in ("requirements.txt", "requirements-cluster.txt", "requirements-dev.txt", "constraints.txt"):
-        (folder / name).write_text("# nothing\n", encoding="utf-8")
+    for name in ("", "-cluster", "-site", "-dev"):
+        (folder / f"requirements{name}.txt").write_text("# nothing\n", encoding="utf-8")
+    (folder / "constraints.txt").write_text("# nothing\n", encoding="utf-8")
     first = make(folder, "setup")
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines() == ["Setting up .venv from requirements.txt; torch alone is some GB, "
@@ -62,8 +63,15 @@ def test_it_is_repeated_when_a_list_changes(folder, name):
 
 def test_the_tests_need_their_own_list_and_bring_the_other(folder):
     assert make(folder, "setup-dev").stdout.startswith("Setting up .venv from requirements-dev.txt")
-    assert stamps(folder) == ["installed-course.txt", "installed-dev.txt"]
-    assert make(folder, "setup-dev").stdout == make(folder, "setup").stdout == ""
+    assert stamps(folder) == ["installed-course.txt", "installed-dev.txt", "installed-site.txt"]
+    for target in ("setup-dev", "setup", "setup-site"):
+        assert make(folder, target).stdout == ""
+
+
+def test_the_site_needs_its_own_list_only(folder):
+    (folder / "requirements-site.txt").write_text("# changed\n", encoding="utf-8")
+    assert make(folder, "setup-site").stdout == "Setting up .venv from requirements-site.txt\n"
+    assert make(folder, "setup-site").stdout == ""
 
 
 def test_a_failed_installation_is_not_taken_for_done(folder):
