@@ -1,4 +1,4 @@
-"""A plugin of pytest for `make lessons`: prints the most memory that each lesson's kernel took, and holds it to 1.5 GB."""
+"""A plugin of pytest for `make lessons`: prints the most memory that each lesson took, and holds it to 1.5 GB."""
 
 from pathlib import Path
 
@@ -28,7 +28,9 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 def too_large(peaks: dict[str, int]) -> list[str]:
-    return [f"{name} took {size / 1e9:.2f} GB, at most {LIMIT / 1e9} GB" for name, size in peaks.items() if size > LIMIT]
+    return [
+        f"{name} took {size / 1e9:.2f} GB, at most {LIMIT / 1e9} GB" for name, size in peaks.items() if size > LIMIT
+    ]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -7,6 +7,7 @@ import math
 import pickle
 import shutil
 import struct
+import warnings
 import weakref
 from collections.abc import Iterator
 from fractions import Fraction
@@ -516,7 +517,8 @@ def test_a_decompression_bomb_is_explained(tmp_path, monkeypatch):
 def test_a_folder_larger_than_memory_is_an_error(tmp_path, monkeypatch):
     make_folder(tmp_path, {"a": 12, "b": 12})
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
-    with pytest.raises(MemoryError, match=r"20×8×10×3 pixels below .* need .* GB of memory, and 0.000 GB are free"):
+    pixels = r"20×8×10×3 pixels below .* need .* GB of memory, and 0.000 GB are free"
+    with pytest.warns(match="GB of memory are free"), pytest.raises(MemoryError, match=pixels):
         data.load(tmp_path, progress=False)
 
 
@@ -1007,6 +1009,16 @@ def test_the_memory_check_says_what_is_needed_what_is_there_and_what_to_do():
     with pytest.raises(MemoryError, match=r"they need 3.000 GB of memory, and 2.500 GB are free on cpu") as caught:
         data.check_memory(3 * 10**9, "they", available=25 * 10**8)
     assert all(remedy in str(caught.value) for remedy in ("take(n)", "--size"))
+
+
+def test_loading_warns_where_a_lesson_would_not_fit(monkeypatch):
+    monkeypatch.setattr(data, "free_memory", lambda device: 3 * 10**8)
+    with pytest.warns(UserWarning, match=r"0.3 GB of memory are free, and a lesson may need 0.8: shut down other"):
+        data.load("fashion-mnist")
+    monkeypatch.setattr(data, "free_memory", lambda device: 3 * 10**9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.load("fashion-mnist")
 
 
 def accelerator() -> str:

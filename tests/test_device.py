@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
@@ -75,3 +76,25 @@ def test_autocast_multiplies_in_the_precision(precision):
     with device.autocast(torch.device("cpu"), precision):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == device.PRECISIONS[precision]
+
+
+def container(folder, monkeypatch, limit: str, used: int, stat: str = "anon 5\n") -> None:
+    """Pretend to run in a container with these numbers of bytes."""
+    for name, text in {"memory.max": limit, "memory.current": str(used), "memory.stat": stat}.items():
+        (folder / name).write_text(text + "\n", encoding="ascii")
+    files = (folder / "memory.max", folder / "memory.current")
+    monkeypatch.setattr(device, "CONTAINER_LIMITS", [("/no/such/file", "/none"), files])
+
+
+def test_free_memory_of_a_container_is_what_its_limit_leaves(tmp_path, monkeypatch):
+    """Binder and Docker limit a container to less than psutil sees; cached files do not count."""
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10**10}))
+    container(tmp_path, monkeypatch, "max", 10)
+    assert device.free_memory(cpu) == 10**10
+    container(tmp_path, monkeypatch, str(10**9), 4 * 10**8, "anon 1\ninactive_file 100000000\nactive_file 7")
+    assert device.free_memory(cpu) == 7 * 10**8
+    container(tmp_path, monkeypatch, str(10**9), 2 * 10**9)
+    assert device.free_memory(cpu) == 0
+    container(tmp_path, monkeypatch, str(10**12), 10)
+    assert device.free_memory(cpu) == 10**10

@@ -121,7 +121,7 @@ def other_first_cell(notebook: NotebookNode) -> list[str]:
 
 
 def images_without_alt(notebook: NotebookNode) -> list[str]:
-    """Images in the prose, pictures that a cell shows through Markdown or HTML, and figures: their output's metadata."""
+    """Images in the prose, pictures that a cell shows through Markdown or HTML, and figures, by metadata."""
     shown = [text for text in output_texts(notebook) if not text.lstrip().startswith("<svg")]
     figures = [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
     bare = [output for output in figures if len(output.metadata.get("image/png", {}).get("alt", "")) < MIN_ALT]

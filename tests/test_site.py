@@ -60,7 +60,7 @@ def test_there_is_a_page_for_each_lesson(site):
 
 def test_page_asks_no_other_server(page):
     """Links lead elsewhere; scripts, styles, fonts and pictures all lie beside the page."""
-    path, elements = page
+    _, elements = page
     loaded = [
         value
         for attributes in elements.of("script", "img", "link", "iframe", "source", "video")
@@ -80,7 +80,7 @@ def test_links_of_the_page_lead_to_files(page):
 
 def test_pictures_of_the_page_have_an_alternative_text(page):
     """None is empty, and none is a path, which Sphinx puts where no text is."""
-    path, elements = page
+    _, elements = page
     alts = [attributes.get("alt", "") for attributes in elements.of("img")]
     assert [alt for alt in alts if len(alt) < 8 or alt.endswith(".png")] == []
 
@@ -142,6 +142,7 @@ def address(site) -> Iterator[str]:
 def chromium():
     """A headless Chromium."""
     import shutil
+
     sync_api = pytest.importorskip("playwright.sync_api")
     path = shutil.which("chromium")
     with sync_api.sync_playwright() as playwright:

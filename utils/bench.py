@@ -555,7 +555,7 @@ def append(path: Path, table: pd.DataFrame, machine: dict[str, str]) -> None:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Return the rows that `append` wrote; a commit stays text, also one that looks like a number (7573491, 12e4567)."""
+    """Return the rows that `append` wrote; a commit stays text, also one that looks like a number (7573491, 12e4)."""
     return pd.read_csv(path, dtype={"commit": str})
 
 

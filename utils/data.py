@@ -12,14 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from utils import files, folders, parallel
-from utils.device import memory_format
+from utils.device import free_memory, memory_format
 
 FASHION_MNIST = files.ROOT / "data" / "fashion-mnist"
 _CLOTHES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
@@ -30,6 +29,7 @@ CHARACTERS = ("mnist", "kmnist", "svhn")  # mirrored, a digit or a letter is ano
 VALIDATION_EVERY = 12  # of the training images of a class, the first of every 12 is a validation image
 TEST_EVERY = 6  # of all images of a class, the first of every 6 is a test image, in a folder without train/ and test/
 INPUT_NORMS = {"per-image": (0.0, 1.0), "0.5-0.5": (0.5, 0.5), "0-1": (0.0, 1.0), "0-255": (0.0, 1 / 255)}  # mean, std
+WORKING_MEMORY = 8 * 10**8  # bytes that a lesson may take, besides what it has when it loads its images
 CACHE_FORMAT = 1  # to be raised when images are decoded differently: older caches are then made again
 
 
@@ -133,6 +133,7 @@ def load(
         raise ValueError(f"size is {size}: expected 8 pixels or more")
     if channels not in (None, 1, 3):
         raise ValueError(f"channels is {channels}: expected 1 (grey) or 3 (colour)")
+    warn_of_little_memory()
     options = {"size": size and (size, size), "channels": channels}
     if name_or_path == "fashion-mnist":
         name, read = name_or_path, _read_fashion_mnist
@@ -354,11 +355,21 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, channels: 
     return torch.tensor(folders.decode(Path(path), size, channels)).permute(2, 0, 1)
 
 
+def warn_of_little_memory() -> None:
+    """Warns where a lesson may end with a kernel that "died": there its memory would not suffice."""
+    free = free_memory(torch.device("cpu"))
+    if free < WORKING_MEMORY:
+        warnings.warn(
+            f"{free / 1e9:.1f} GB of memory are free, and a lesson may need {WORKING_MEMORY / 1e9:.1f}: shut down "
+            "other notebooks (in JupyterLab: Kernel, Shut Down All Kernels), then restart this one",
+            stacklevel=3,
+        )
+
+
 def check_memory(needed: int, what: str, device: str | torch.device = "cpu", available: int | None = None) -> None:
     """Raises MemoryError when `what` needs more bytes than are `available`: what the device has free, if None."""
     device = torch.device(device)
-    if available is None:
-        available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    available = free_memory(device) if available is None else available
     if needed > available:
         raise MemoryError(
             f"{what} need {needed / 1e9:.3f} GB of memory, and {available / 1e9:.3f} GB are free on {device}: "

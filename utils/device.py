@@ -4,12 +4,18 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+CONTAINER_LIMITS = [  # files of cgroups, version 2 and 1: what a container may use, and what it uses
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,6 +57,24 @@ def pick_precision(device: torch.device, name: str = "auto") -> str:
     if name == "fp16" and device.type != "cuda":
         raise ValueError(f"precision 'fp16' needs a CUDA device, and this one is {device.type!r}: choose bf16 or fp32")
     return name
+
+
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes of memory are free on `device`; on a CPU also within the limit of a container (cgroup)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    for limit, used in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no container, or "max": no limit
+            room = int(Path(limit).read_text()) - int(Path(used).read_text())
+            free = min(free, room + reclaimable(Path(used).with_name("memory.stat")))
+    return max(0, free)
+
+
+def reclaimable(stat: Path) -> int:
+    """Return the bytes of cached files that a container counts as used, and gives back when they are needed."""
+    found = re.search(r"^(?:total_)?inactive_file (\d+)$", stat.read_text(), re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def budget(full: int, small: int) -> int:

@@ -199,8 +199,8 @@ class LargerOfNeighbours(torch.autograd.Function):
 
 
 def in_pairs(x: Tensor) -> Tensor:
-    """Return the N×H×W/2×2×C pairs of neighbours along the rows of N×H×W×C, without an odd last one of rows or columns."""
-    n, height, width, c = x.shape
+    """Return the N×H×W/2×2×C pairs of neighbours along the rows of N×H×W×C, without an odd last row and column."""
+    _, height, width, _ = x.shape
     return x[:, : height // 2 * 2, : width // 2 * 2].unflatten(2, (-1, 2))
 
 

@@ -104,8 +104,9 @@ def use_style() -> None:
 def save(fig: Figure, name: str, alt: str = "", show: bool = True) -> None:
     """Writes `fig` to `name`.png in figures/ (or $CNN_FIGURES_DIR), shows that very file in the notebook, closes `fig`.
 
-    `alt` says what is drawn, for readers who cannot see it; what is shown needs one (tested). The file has no date and 256 colours: drawn again, it is the
-    same to the last byte, and it stays below 150 kB. `show=False` is for a figure that a live display shows already.
+    `alt` says what is drawn, for readers who cannot see it; what is shown needs one (tested). The file has no date and
+    256 colours: drawn again, it is the same to the last byte, and it stays below 150 kB. `show=False` is for a figure
+    that a live display shows already.
     """
     content = png(fig)
     plt.close(fig)
