@@ -133,7 +133,7 @@ def test_undeclared_imports_are_found(tmp_path):
 
 
 def test_every_declared_package_is_used():
-    """By an import; or by name: commands, Sphinx's extension and theme, SciPy (for SVHN), onnxscript (for torch.onnx)."""
+    """By an import; or by name: commands, Sphinx's extension and theme, SciPy (SVHN), onnxscript (of torch.onnx)."""
     assert set(COURSE_LIST) - brought_to(COURSE_CODE) - {"jupyterlab", "nbval", "scipy", "onnxscript"} == set()
     assert set(DEV_LIST) - brought_to(sources("tests/**/*.py")) - {"nbconvert", "ruff"} == set()
     assert set(BENCH_LIST) - brought_to(BENCH_CODE) == set()

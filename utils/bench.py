@@ -337,6 +337,15 @@ def measure_lessons(rounds: int, images: int) -> list[Row]:
     return rows
 
 
+def measure_one_core(rounds: int, images: int) -> list[Row]:
+    """Seconds of each lesson on one core without bf16 instructions, as Binder lends it. Linux only; no warm-up."""
+    rows = []
+    for lesson in sorted((files.ROOT / "notebooks").glob("*.ipynb")):
+        seconds = [execution_of(lesson, AVX2, cores=1)[0] for _ in range(rounds)]
+        rows.append(row(f"lesson {lesson.stem}, one core, AVX2 only", "s", seconds))
+    return rows
+
+
 def measure_sweep(rounds: int, images: int) -> list[Row]:
     """An ablation of four runs a core on the CPU: one process a core against one process."""
     cores, source = joblib.cpu_count(), ablation.Source(images=images)
@@ -371,9 +380,10 @@ MEASUREMENTS = {
     "growth": measure_growth,
     "talk": measure_talk,
     "lessons": measure_lessons,
+    "one_core": measure_one_core,
 }
 # Of lesson 7, or elsewhere in the README:
-NOT_IN_ITS_TABLE = ("waterfall", "avx2_bf16", "target", "learning", "roofline", "growth", "talk", "lessons")
+NOT_IN_ITS_TABLE = ("waterfall", "avx2_bf16", "target", "learning", "roofline", "growth", "talk", "lessons", "one_core")
 
 
 def ratios(ours: list[float], theirs: list[float]) -> list[float]:
@@ -442,16 +452,18 @@ def memory_of_a_run() -> int:
             return call(process, peak_memory, of_children=True)()
 
 
-def execution_of(lesson: Path) -> tuple[float, int]:
+def execution_of(lesson: Path, environment: Mapping[str, str] = CPU, cores: int | None = None) -> tuple[float, int]:
     """Return the seconds that a notebook takes, Jupyter's start included, and its memory in bytes.
 
-    Its folders are its own, the cache too, so that nothing is taken from earlier runs.
+    Its folders are its own, the cache too, so that nothing is taken from earlier runs. `cores`: on so many of them.
     """
     with tempfile.TemporaryDirectory() as folder:
         own = {f"CNN_{name.upper()}_DIR": f"{folder}/{name}" for name in ("results", "figures", "cache")}
         shutil.copytree(files.ROOT / "results", own["CNN_RESULTS_DIR"])
         command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", folder]
-        with own_process(CPU | own) as process:
+        with own_process(environment | own) as process:
+            if cores:
+                call(process, os.sched_setaffinity, 0, range(cores))()
             begin = time.perf_counter()
             call(process, subprocess.run, [*command, str(lesson)], check=True, capture_output=True)()
             return time.perf_counter() - begin, call(process, peak_memory, of_children=True)()

@@ -57,13 +57,23 @@ def title(name: str, root: Path = files.ROOT) -> str:
 
 def seconds() -> dict[str, float]:
     """Return how long each lesson runs from a fresh kernel, on the machine of results/speed.csv."""
-    return measured("s", "")
+    return measured("lessons", "s", "")
 
 
-def measured(unit: str, suffix: str) -> dict[str, float]:
-    """Return a value a lesson of what `bench.measure_lessons` has measured."""
+def memory() -> dict[str, float]:
+    """Return how many GB each lesson takes there."""
+    return measured("lessons", "GB", ", memory")
+
+
+def on_one_core() -> dict[str, float]:
+    """Return how many seconds each lesson runs on one core without bf16 instructions."""
+    return measured("one_core", "s", ", one core, AVX2 only")
+
+
+def measured(measurement: str, unit: str, suffix: str) -> dict[str, float]:
+    """Return a value a lesson of what `bench` has measured."""
     rows = bench.measured_on()
-    rows = rows[(rows["measurement"] == "lessons") & (rows["unit"] == unit)]
+    rows = rows[(rows["measurement"] == measurement) & (rows["unit"] == unit)]
     names = rows["what"].str.removeprefix("lesson ").str.removesuffix(suffix)
     return dict(zip(names, rows["median"], strict=True))
 
@@ -84,8 +94,11 @@ def expected(images_per_second: float) -> dict[str, float]:
     return {name: time * there / images_per_second for name, time in seconds().items()}
 
 
-def table(took: Mapping[str, float], memory: Mapping[str, float]) -> str:
-    """Return as Markdown a row for each lesson; `took` and `memory` are the seconds and GB that it takes to run."""
+def table(took: Mapping[str, float], memory: Mapping[str, float], alone: Mapping[str, float]) -> str:
+    """Return as Markdown a row for each lesson; `took` and `memory` are the seconds and GB that it takes to run.
+
+    `alone` are the seconds on one core without bf16 instructions, as Binder lends it.
+    """
     lines = [
         "| no. | lesson | what you do | reading | running | memory | open it on |",
         "|---|---|---|---|---|---|---|",
@@ -95,9 +108,11 @@ def table(took: Mapping[str, float], memory: Mapping[str, float]) -> str:
         time, space = f"{took[name]:.0f} s", f"{memory[name]:.1f} GB"
         cells = (number, f"[{title(name)}](notebooks/{name}.ipynb)", about, reading(name), time, space)
         lines.append(f"| {' | '.join(cells)} | {links.in_words(name)} |")
+    slow = f"{min(alone.values()):.0f} to {max(alone.values()):.0f} s"
+    lines += ["", f"On one core without bf16 instructions, which is about what Binder lends, they run for {slow}."]
     return "\n".join(lines)
 
 
 def write_readme() -> None:
     """Write the table into README.md."""
-    files.replace_block(files.ROOT / "README.md", BEGIN, END, table(seconds(), measured("GB", ", memory")))
+    files.replace_block(files.ROOT / "README.md", BEGIN, END, table(seconds(), memory(), on_one_core()))
