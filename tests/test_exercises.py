@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+from dataclasses import replace
 from functools import partial
 
 import jupytext
@@ -83,6 +84,40 @@ JUNK = {
 }
 
 
+def is_prose(words: str) -> bool:
+    """Whether it is one paragraph that ends as a sentence does."""
+    return re.fullmatch(r"\S[^\n]*[.?!]", words) is not None
+
+
+def cells_that_check(key: str) -> list:
+    """The cells of the lessons that check an answer to the exercise: the reader's, and the folded solution."""
+    mark = f'exercises.check("{key}", '
+    return [cell for lesson in LESSONS.values() for cell in lesson.cells if mark in cell.source]
+
+
+def given_away(exercise: Exercise, solution: str) -> list[str]:
+    """The hints that hold a line of the solution's code, or what is right: its field, its numbers one after another."""
+    right = exercise.right
+    if callable(right):
+        solution += inspect.getsource(getattr(right, "func", right))
+    lines = {line.split("#")[0].strip() for line in solution.splitlines()}
+    told = [hint for hint in exercise.hints if any(line in hint for line in lines if len(line) > 8)]
+    fields = list(right) if isinstance(right, dict) else []
+    told += [hint for hint in exercise.hints if any(field in hint for field in fields)]
+    wanted = [value for value in (right if isinstance(right, tuple) else (right,)) if isinstance(value, (int, float))]
+    return told + [hint for hint in exercise.hints if wanted and holds(numbers(hint), wanted)]
+
+
+def numbers(words: str) -> list[float]:
+    return [float(found.replace(",", "")) for found in re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?", words)]
+
+
+def holds(found: list[float], wanted: list[float]) -> bool:
+    """Whether `wanted`, rounded or not, stands somewhere in `found`."""
+    parts = (found[start : start + len(wanted)] for start in range(len(found)))
+    return any(part == pytest.approx(wanted, rel=0.01) for part in parts if len(part) == len(wanted))
+
+
 # -------------------------------------------------------------------------------------------------- the exercises
 
 
@@ -102,6 +137,8 @@ def test_wrong_answer_is_recognised(key, mistake, capsys):
 def test_at_least_three_wrong_answers_each_with_its_own_words(key):
     said = [mistake.because for mistake in EXERCISES[key].mistakes]
     assert len(set(said)) == len(said) >= 3
+    assert EXERCISES[key].because not in said
+    assert [words for words in said if not is_prose(words)] == []
 
 
 @every_exercise
@@ -121,12 +158,30 @@ def test_junk_never_raises(key, junk, capsys):
 
 
 @every_exercise
-def test_hints_do_not_hold_the_solution(key):
-    right = EXERCISES[key].right
-    lines = inspect.getsource(right).splitlines()[1:] if inspect.isfunction(right) else [repr(right).strip("()[]")]
-    said = " ".join(EXERCISES[key].hints)
-    assert len(EXERCISES[key].hints) >= 2
-    assert [line for line in lines if len(line.strip()) > 3 and line.strip() in said] == []
+def test_hints_are_several_and_none_holds_the_solution(key):
+    hints = EXERCISES[key].hints
+    assert len(set(hints)) == len(hints) >= 2
+    assert [words for words in hints if not is_prose(words)] == []
+    [_, solution] = cells_that_check(key)
+    assert given_away(EXERCISES[key], solution.source) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "hint"),
+    [
+        (2.0, "Is it more than 1.99?"),
+        (1234, "Expect 1,234 or so."),
+        ((3, 64, 5), "The order is N, C, H: 3, 64, 5."),
+        ((0.261, "inconclusive"), "The lower end is 0.26."),
+        ({"residual": True}, "Try residual."),
+        (exercises.with_flips, "Ask model(images.flip(3)) too: images.flip(3) mirrors them."),
+        (partial(exercises.in_halves, share=1.0), "Begin with optimizer.zero_grad(), then go on."),
+    ],
+)
+def test_a_hint_that_gives_the_solution_away_is_found(right, hint):
+    exercise = replace(NUMBER, right=right, hints=("Think.", hint))
+    assert given_away(exercise, "images.flip(3)  # from left to right\n") == [hint]
+    assert given_away(replace(exercise, hints=("Think.", "Neither 64 nor 3.")), "images.flip(3)\n") == []
 
 
 @every_quiz
@@ -135,6 +190,7 @@ def test_quiz_has_one_right_option_and_a_misconception_behind_each_other(key):
     assert sum(option.right for option in options) == 1
     assert len(options) >= 4
     assert len({option.because for option in options}) == len({option.text for option in options}) == len(options)
+    assert [option.because for option in options if not is_prose(option.because)] == []
 
 
 # ------------------------------------------------------------------------------------------------------ the checks
@@ -355,10 +411,7 @@ def test_key_begins_with_its_lesson(key):
 
 @every_exercise
 def test_lesson_holds_an_open_answer_and_a_folded_solution_that_is_checked(key):
-    cells = [
-        cell for lesson in LESSONS.values() for cell in lesson.cells if f'exercises.check("{key}", ' in cell.source
-    ]
-    reader, solution = cells
+    reader, solution = cells_that_check(key)
     assert "..." in reader.source
     assert f'assert exercises.check("{key}", ' in solution.source
     assert solution.metadata["tags"] == ["solution"]

@@ -20,14 +20,46 @@ def test_a_lesson_begins_with_its_title_and_the_badges_that_open_it(path):
     assert "**After this lesson you can** " in first
 
 
-@pytest.mark.parametrize("path", [*LESSONS, files.ROOT / "README.md"], ids=lambda path: path.stem)
-def test_what_the_links_lead_to_is_there(path):
-    text = path.read_text(encoding="utf-8")
-    found = re.findall(
-        rf"(?:{links.COLAB}/github/[^)]*?/blob/{links.REF}/|{links.BINDER}/v2/[^)]*?labpath=)([^)]+)\)", text
-    )
-    assert len(found) >= 2
-    assert [target for target in found if not (files.ROOT / target).is_file()] == []
+def opening(text: str) -> list[str]:
+    """The addresses in `text` that open a notebook on Colab or Binder."""
+    places = "|".join(re.escape(place) for place in (f"{links.COLAB}/github/", f"{links.BINDER}/v2/"))
+    return re.findall(rf"(?:{places})[^)\s\"'<>]*", text)
+
+
+def strange(text: str) -> list[str]:
+    """Those of them that the one constant does not give for a lesson, or whose notebook is not there."""
+    notebooks = [path for path in (files.ROOT / "notebooks").glob("*.ipynb") if path.is_file()]
+    return sorted(set(opening(text)) - {address for path in notebooks for address in links.addresses(path.stem)})
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_opens_itself_and_nothing_else(path):
+    """The notebook, which is what the services show, as well as its text twin."""
+    notebook = files.ROOT / "notebooks" / f"{path.stem}.ipynb"
+    for text in (path.read_text(encoding="utf-8"), notebook.read_text(encoding="utf-8")):
+        assert sorted(opening(text)) == sorted(links.addresses(path.stem))
+        assert strange(text) == []
+
+
+def test_readme_opens_every_lesson_on_both():
+    text = (files.ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(opening(text)) == {address for path in LESSONS for address in links.addresses(path.stem)}
+    assert [path.stem for path in LESSONS if links.in_words(path.stem) not in text] == []
+    assert strange(text) == []
+
+
+@pytest.mark.parametrize("path", sorted(files.ROOT.glob("*.md")), ids=lambda path: path.stem)
+def test_no_page_opens_what_is_not_there(path):
+    assert strange(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [("01_data_statistics", "01_gone"), (f"/{links.REF}", "/other"), ("cnn-course", "typed")]
+)
+def test_a_strange_badge_is_found(right, wrong):
+    badges = links.badges("01_data_statistics")
+    assert strange(badges) == []
+    assert len(strange(badges.replace(right, wrong))) == 2
 
 
 def copy_of(root: Path) -> Path:

@@ -175,18 +175,6 @@ def test_a_notebook_service_keeps_its_own_torch():
     assert COURSE_LIST["torchvision"].specifier.contains("0.21.0")
 
 
-def test_binder_builds_a_fixed_python_and_conda_forges_torch_for_cpus():
-    """By repo2docker's rules: binder/ hides the file above it, and Python counts only as `python=X.Y`."""
-    lines = [line.strip().removeprefix("- ") for line in read("binder/environment.yml").splitlines()]
-    assert sum(bool(re.fullmatch(r"python=3\.\d+", line)) for line in lines) == 1
-    assert "-r ../requirements.txt" in lines  # relative to the file itself; without constraints, which have pip's torch
-    for name, package in {"pytorch-cpu": "torch", "torchvision": "torchvision"}.items():
-        (line,) = [line for line in lines if line.startswith(name)]
-        assert (
-            Requirement(line.replace(name, package)).specifier == COURSE_LIST[package].specifier
-        )  # pip finds it there
-
-
 def test_environment_refers_to_the_list():
     lines = [line.strip().removeprefix("- ") for line in read("environment.yml").splitlines()]
     assert "python=3.12" in lines

@@ -43,19 +43,23 @@ from importlib import metadata, util
 from pathlib import Path
 
 COURSE, REF = "https://github.com/cnn-course/cnn-course", "main"
-here = Path.cwd()
-root = next((p for p in [here, *here.parents] if (p / "utils" / "__init__.py").exists()), here / "cnn-course")
-if "google.colab" in sys.modules:  # fetch the course once, install what Colab lacks, leave its torch and numpy alone
-    if not root.exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
-    wanted = re.findall(r"(?m)^(?!torch(?!m)|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
-    missing = set(wanted) - {str(package.name).lower() for package in metadata.distributions()}
-    if missing:
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *sorted(missing)], check=True)
+here, colab = Path.cwd(), "google.colab" in sys.modules
+root = next((p for p in [here, *here.parents] if (p / "utils" / "lessons.py").exists()), here / "cnn-course")
+if colab and not root.exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
 sys.path.insert(0, str(root))
-spec = util.find_spec("utils")
-if spec is None or Path(spec.origin or "").parent != root / "utils":
+if (spec := util.find_spec("utils")) is None or Path(spec.origin or "").parent != root / "utils":
     raise ImportError(f"`utils` is not the one in {root}: open the course's notebooks folder and restart the kernel.")
+extra = "torch(?!m)|numpy" if colab else "ipycanvas"  # Colab keeps its own; elsewhere a lesson does without ipycanvas
+wanted = re.findall(rf"(?m)^(?!jupyterlab|nbval|{extra})[\w-]+", (root / "requirements.txt").read_text())
+missing = [name for name in wanted if not any(metadata.distributions(name=name))]
+if missing and colab:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+elif missing:
+    raise ImportError(
+        f"{sys.executable} lacks {', '.join(missing)}: run `pip install -r requirements.txt` (or `make lab`) in {root} "
+        "and restart the kernel."
+    )
 
 # %% [markdown]
 # ## The map
@@ -139,7 +143,7 @@ exercises.quiz("00.first_loss")
 # set aside as *validation* images: the network never learns from them, so they show what it makes of images it has not seen.
 
 # %%
-from utils import data
+from utils import data, device
 
 fashion = data.load("fashion-mnist", progress=False)
 print(fashion.train, "to learn from")
@@ -389,7 +393,7 @@ subset = fashion.take(6400)
 images, labels = data.normalize(subset.train.images, stats), subset.train.labels
 unseen, truth = data.normalize(fashion.validation.images, stats), fashion.validation.labels
 torch.manual_seed(0)
-net, epochs, losses = Net(), 3, []
+net, epochs, losses = Net(), device.budget(3, small=2), []
 steps_per_epoch = len(labels) // 64
 accuracies = {0: accuracy(net, unseen, truth)}  # at step 0: before anything is learned
 fig = plt.figure(figsize=(7.2, 3.0))
@@ -462,8 +466,6 @@ assert abs(np.mean(yours) - history.last("train", "loss")) < 0.02
 from dataclasses import replace
 
 from IPython.display import Markdown
-
-from utils import device
 
 torch.set_num_threads(threads)
 machine = device.describe()

@@ -37,19 +37,23 @@ from importlib import metadata, util
 from pathlib import Path
 
 COURSE, REF = "https://github.com/cnn-course/cnn-course", "main"
-here = Path.cwd()
-root = next((p for p in [here, *here.parents] if (p / "utils" / "__init__.py").exists()), here / "cnn-course")
-if "google.colab" in sys.modules:  # fetch the course once, install what Colab lacks, leave its torch and numpy alone
-    if not root.exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
-    wanted = re.findall(r"(?m)^(?!torch(?!m)|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
-    missing = set(wanted) - {str(package.name).lower() for package in metadata.distributions()}
-    if missing:
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *sorted(missing)], check=True)
+here, colab = Path.cwd(), "google.colab" in sys.modules
+root = next((p for p in [here, *here.parents] if (p / "utils" / "lessons.py").exists()), here / "cnn-course")
+if colab and not root.exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
 sys.path.insert(0, str(root))
-spec = util.find_spec("utils")
-if spec is None or Path(spec.origin or "").parent != root / "utils":
+if (spec := util.find_spec("utils")) is None or Path(spec.origin or "").parent != root / "utils":
     raise ImportError(f"`utils` is not the one in {root}: open the course's notebooks folder and restart the kernel.")
+extra = "torch(?!m)|numpy" if colab else "ipycanvas"  # Colab keeps its own; elsewhere a lesson does without ipycanvas
+wanted = re.findall(rf"(?m)^(?!jupyterlab|nbval|{extra})[\w-]+", (root / "requirements.txt").read_text())
+missing = [name for name in wanted if not any(metadata.distributions(name=name))]
+if missing and colab:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+elif missing:
+    raise ImportError(
+        f"{sys.executable} lacks {', '.join(missing)}: run `pip install -r requirements.txt` (or `make lab`) in {root} "
+        "and restart the kernel."
+    )
 
 # %% [markdown]
 # ## The data
@@ -59,7 +63,7 @@ if spec is None or Path(spec.origin or "").parent != root / "utils":
 
 # %%
 # NBVAL_CHECK_OUTPUT
-from utils import data, plots
+from utils import data, device, plots
 
 plots.use_style()
 fashion = data.load("fashion-mnist")
@@ -691,7 +695,7 @@ def steepest(kind, norm, seed=0):
     return landscape.top_eigenpairs(fresh(norm, seed), seen[kind], batch.labels, tolerance=1e-2)[0].item()
 
 
-seeds = {"no norm": range(3), "batch norm": range(1)}
+seeds = {"no norm": range(device.budget(3, small=1)), "batch norm": range(1)}
 top = {
     (kind, half): [steepest(kind, {"no norm": "none", "batch norm": "batch"}[half], seed) for seed in of_half]
     for half, of_half in seeds.items()
@@ -882,7 +886,7 @@ live = ablation.run(
     CNNConfig(width=16, norm="none"),
     {"input_norm": three},
     train.Recipe(epochs=1, batch_size=32, crop_padding=0, flip=False),
-    seeds=range(3),
+    seeds=range(device.budget(3, small=1)),
     lr={kind: best[f"{kind}, no norm"] for kind in three},
     source=ablation.Source(images=3200),
     jobs=1,

@@ -37,19 +37,23 @@ from importlib import metadata, util
 from pathlib import Path
 
 COURSE, REF = "https://github.com/cnn-course/cnn-course", "main"
-here = Path.cwd()
-root = next((p for p in [here, *here.parents] if (p / "utils" / "__init__.py").exists()), here / "cnn-course")
-if "google.colab" in sys.modules:  # fetch the course once, install what Colab lacks, leave its torch and numpy alone
-    if not root.exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
-    wanted = re.findall(r"(?m)^(?!torch(?!m)|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
-    missing = set(wanted) - {str(package.name).lower() for package in metadata.distributions()}
-    if missing:
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *sorted(missing)], check=True)
+here, colab = Path.cwd(), "google.colab" in sys.modules
+root = next((p for p in [here, *here.parents] if (p / "utils" / "lessons.py").exists()), here / "cnn-course")
+if colab and not root.exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
 sys.path.insert(0, str(root))
-spec = util.find_spec("utils")
-if spec is None or Path(spec.origin or "").parent != root / "utils":
+if (spec := util.find_spec("utils")) is None or Path(spec.origin or "").parent != root / "utils":
     raise ImportError(f"`utils` is not the one in {root}: open the course's notebooks folder and restart the kernel.")
+extra = "torch(?!m)|numpy" if colab else "ipycanvas"  # Colab keeps its own; elsewhere a lesson does without ipycanvas
+wanted = re.findall(rf"(?m)^(?!jupyterlab|nbval|{extra})[\w-]+", (root / "requirements.txt").read_text())
+missing = [name for name in wanted if not any(metadata.distributions(name=name))]
+if missing and colab:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+elif missing:
+    raise ImportError(
+        f"{sys.executable} lacks {', '.join(missing)}: run `pip install -r requirements.txt` (or `make lab`) in {root} "
+        "and restart the kernel."
+    )
 
 # %% [markdown]
 # ## One image's walk through the network
@@ -62,7 +66,7 @@ from dataclasses import replace
 
 import torch
 
-from utils import data, plots, train
+from utils import data, device, plots, train
 from utils.model import CNN, CNNConfig
 
 plots.use_style()
@@ -390,8 +394,6 @@ for growth, config in schedules.items():
 # A fifth network joins them: `constant` with a round 32 channels, and so with more work than the others.
 
 # %%
-from utils import device
-
 networks = schedules | {"constant 32": replace(schedules["constant"], width=32)}
 networks["double"] = networks.pop("double")  # the last row is drawn on top
 precision = device.pick_precision(torch.device("cpu"), "auto")  # bf16 where this machine multiplies it natively
@@ -729,7 +731,7 @@ kinds = {
 }
 trained = {}
 for kind, (config, its_recipe) in kinds.items():
-    for seed in range(5):
+    for seed in range(device.budget(5, small=2)):
         torch.manual_seed(seed)
         trained[kind, seed] = CNN(config)
         its_recipe = replace(its_recipe, seed=seed)
@@ -761,7 +763,7 @@ for ax, (column, label) in zip(axes, titles.items(), strict=True):
     ax.set(xlabel="shift to the right (pixels)", ylabel=label, xticks=range(5), xlim=(0, 4.1), ylim=(0, 100))
     for kind, height in plots.spread(ends, ax).items():
         ax.text(4.15, height, kind, color=shades[kind], va="center", fontsize=10, fontweight="bold")
-fig.suptitle(f"n = 5 networks each, 95 % intervals, {len(truth):,} images", fontsize=11)
+fig.suptitle(f"n = {shifted['seed'].nunique()} networks each, 95 % intervals, {len(truth):,} images", fontsize=11)
 plots.save(fig, "02_shifts")
 
 # %%
@@ -919,7 +921,7 @@ Markdown(f"""
 - {results[5]}.
 - {results[6]}.
 - No pooling makes a network blind to shifts: one pixel changes {tipped.min():.0f} to {tipped.max():.0f} % of the
-  answers (n = 5 networks of each kind), {other.loc["trained on shifts", 1]:.0f} % if training images were shifted, too.
+  answers (n = {shifted['seed'].nunique()} networks of each kind), {other.loc["trained on shifts", 1]:.0f} % if training images were shifted, too.
 """)
 
 # %% [markdown]

@@ -36,19 +36,23 @@ from importlib import metadata, util
 from pathlib import Path
 
 COURSE, REF = "https://github.com/cnn-course/cnn-course", "main"
-here = Path.cwd()
-root = next((p for p in [here, *here.parents] if (p / "utils" / "__init__.py").exists()), here / "cnn-course")
-if "google.colab" in sys.modules:  # fetch the course once, install what Colab lacks, leave its torch and numpy alone
-    if not root.exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
-    wanted = re.findall(r"(?m)^(?!torch(?!m)|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
-    missing = set(wanted) - {str(package.name).lower() for package in metadata.distributions()}
-    if missing:
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *sorted(missing)], check=True)
+here, colab = Path.cwd(), "google.colab" in sys.modules
+root = next((p for p in [here, *here.parents] if (p / "utils" / "lessons.py").exists()), here / "cnn-course")
+if colab and not root.exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
 sys.path.insert(0, str(root))
-spec = util.find_spec("utils")
-if spec is None or Path(spec.origin or "").parent != root / "utils":
+if (spec := util.find_spec("utils")) is None or Path(spec.origin or "").parent != root / "utils":
     raise ImportError(f"`utils` is not the one in {root}: open the course's notebooks folder and restart the kernel.")
+extra = "torch(?!m)|numpy" if colab else "ipycanvas"  # Colab keeps its own; elsewhere a lesson does without ipycanvas
+wanted = re.findall(rf"(?m)^(?!jupyterlab|nbval|{extra})[\w-]+", (root / "requirements.txt").read_text())
+missing = [name for name in wanted if not any(metadata.distributions(name=name))]
+if missing and colab:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+elif missing:
+    raise ImportError(
+        f"{sys.executable} lacks {', '.join(missing)}: run `pip install -r requirements.txt` (or `make lab`) in {root} "
+        "and restart the kernel."
+    )
 
 # %% [markdown]
 # ## One channel of one batch
@@ -59,7 +63,7 @@ if spec is None or Path(spec.origin or "").parent != root / "utils":
 # %%
 import torch
 
-from utils import data, plots
+from utils import data, device, plots
 from utils.model import CNN, CNNConfig
 
 plots.use_style()
@@ -753,7 +757,7 @@ pixels, truth = fashion.validation.images[chosen] / 255, labels[chosen]
 mixed = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
 few = replace(fashion.take(3_200), validation=fashion.validation[:500])
 nets = []
-for seed in range(5):
+for seed in range(device.budget(5, small=2)):
     torch.manual_seed(seed)
     nets.append(CNN(CNNConfig(width=16)))
     recipe = train.Recipe(epochs=2, batch_size=64, lr=0.3, crop_padding=0, flip=False, seed=seed)

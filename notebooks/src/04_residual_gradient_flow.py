@@ -36,19 +36,23 @@ from importlib import metadata, util
 from pathlib import Path
 
 COURSE, REF = "https://github.com/cnn-course/cnn-course", "main"
-here = Path.cwd()
-root = next((p for p in [here, *here.parents] if (p / "utils" / "__init__.py").exists()), here / "cnn-course")
-if "google.colab" in sys.modules:  # fetch the course once, install what Colab lacks, leave its torch and numpy alone
-    if not root.exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
-    wanted = re.findall(r"(?m)^(?!torch(?!m)|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
-    missing = set(wanted) - {str(package.name).lower() for package in metadata.distributions()}
-    if missing:
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *sorted(missing)], check=True)
+here, colab = Path.cwd(), "google.colab" in sys.modules
+root = next((p for p in [here, *here.parents] if (p / "utils" / "lessons.py").exists()), here / "cnn-course")
+if colab and not root.exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
 sys.path.insert(0, str(root))
-spec = util.find_spec("utils")
-if spec is None or Path(spec.origin or "").parent != root / "utils":
+if (spec := util.find_spec("utils")) is None or Path(spec.origin or "").parent != root / "utils":
     raise ImportError(f"`utils` is not the one in {root}: open the course's notebooks folder and restart the kernel.")
+extra = "torch(?!m)|numpy" if colab else "ipycanvas"  # Colab keeps its own; elsewhere a lesson does without ipycanvas
+wanted = re.findall(rf"(?m)^(?!jupyterlab|nbval|{extra})[\w-]+", (root / "requirements.txt").read_text())
+missing = [name for name in wanted if not any(metadata.distributions(name=name))]
+if missing and colab:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+elif missing:
+    raise ImportError(
+        f"{sys.executable} lacks {', '.join(missing)}: run `pip install -r requirements.txt` (or `make lab`) in {root} "
+        "and restart the kernel."
+    )
 
 # %% [markdown]
 # ## One plus sign
@@ -79,7 +83,7 @@ exercises.quiz("04.way_back")
 import torch
 import torch.nn.functional as F
 
-from utils import data, plots, probes
+from utils import data, device, plots, probes
 from utils.model import CNN, CNNConfig
 
 plots.use_style()
@@ -153,13 +157,13 @@ KINDS = {"plain": {"residual": False}, "residual": {"residual": True, "scale_res
 NORMS = {"no norm": {"norm": "none"}, "batch norm": {"norm": "batch"}}
 INITS = {"He": {"init": "he"}, "default": {"init": "default"}}
 DEPTHS = {10: {"depth": 4}, 22: {"depth": 10}, 58: {"depth": 28}, 102: {"depth": 50}}  # by weighted layers
-frames = []
+frames, seeds = [], range(device.budget(3, small=1))
 for names in itertools.product(KINDS, NORMS, INITS, DEPTHS):
     fields = {}
     for name, choices in zip(names, (KINDS, NORMS, INITS, DEPTHS), strict=True):
         fields |= choices[name]
     labelled = dict(zip(("kind", "norm", "init", "layers"), names, strict=True))
-    frames += [profile(seed, **fields).assign(seed=seed, **labelled) for seed in range(3)]
+    frames += [profile(seed, **fields).assign(seed=seed, **labelled) for seed in seeds]
 grid = pd.concat(frames, ignore_index=True)
 
 
@@ -223,7 +227,7 @@ def small_multiples(metric):
             ax.set_title(f"{kind},\n{norm}" if init == "He" else "", color=plots.color(kind), fontweight="bold")
         row[0].set_ylabel(f"{LABELS[init]}\nshare of the last")
     axes[0, 2].legend(loc="lower center", handlelength=1, borderpad=0)
-    fig.suptitle(f"{metric.replace('_', ' ')}, geometric mean of n = 3 seeds", fontsize=11)
+    fig.suptitle(f"{metric.replace('_', ' ')}, geometric mean of n = {len(seeds)} seeds", fontsize=11)
     return fig
 
 

@@ -37,19 +37,23 @@ from importlib import metadata, util
 from pathlib import Path
 
 COURSE, REF = "https://github.com/cnn-course/cnn-course", "main"
-here = Path.cwd()
-root = next((p for p in [here, *here.parents] if (p / "utils" / "__init__.py").exists()), here / "cnn-course")
-if "google.colab" in sys.modules:  # fetch the course once, install what Colab lacks, leave its torch and numpy alone
-    if not root.exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
-    wanted = re.findall(r"(?m)^(?!torch(?!m)|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
-    missing = set(wanted) - {str(package.name).lower() for package in metadata.distributions()}
-    if missing:
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *sorted(missing)], check=True)
+here, colab = Path.cwd(), "google.colab" in sys.modules
+root = next((p for p in [here, *here.parents] if (p / "utils" / "lessons.py").exists()), here / "cnn-course")
+if colab and not root.exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
 sys.path.insert(0, str(root))
-spec = util.find_spec("utils")
-if spec is None or Path(spec.origin or "").parent != root / "utils":
+if (spec := util.find_spec("utils")) is None or Path(spec.origin or "").parent != root / "utils":
     raise ImportError(f"`utils` is not the one in {root}: open the course's notebooks folder and restart the kernel.")
+extra = "torch(?!m)|numpy" if colab else "ipycanvas"  # Colab keeps its own; elsewhere a lesson does without ipycanvas
+wanted = re.findall(rf"(?m)^(?!jupyterlab|nbval|{extra})[\w-]+", (root / "requirements.txt").read_text())
+missing = [name for name in wanted if not any(metadata.distributions(name=name))]
+if missing and colab:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+elif missing:
+    raise ImportError(
+        f"{sys.executable} lacks {', '.join(missing)}: run `pip install -r requirements.txt` (or `make lab`) in {root} "
+        "and restart the kernel."
+    )
 
 # %% [markdown]
 # ## Dropout: one image, many masks
@@ -77,7 +81,7 @@ from dataclasses import replace
 
 import torch
 
-from utils import data, plots, train
+from utils import data, device, plots, train
 from utils.model import CNN, CNNConfig
 
 plots.use_style()
@@ -490,9 +494,9 @@ def build(kind, seed):
     return network
 
 
-networks = {}
+networks, seeds = {}, range(device.budget(5, small=2))
 for kind in kinds:
-    for seed in range(5):
+    for seed in seeds:
         networks[kind, seed] = build(kind, seed)
         short = replace(recipe, epochs=4, seed=seed)
         train.fit(networks[kind, seed], brief, short, device="cpu", precision="fp32", progress=False)
@@ -520,7 +524,7 @@ def shift_of(network, images):
 
 
 seen = data.normalize(brief.train.images, stats)
-shifts = {kind: np.array([shift_of(networks[kind, seed], seen) for seed in range(5)]) for kind in kinds}  # nets×norms
+shifts = {kind: np.array([shift_of(networks[kind, seed], seen) for seed in seeds]) for kind in kinds}  # nets×norms
 
 # %%
 import pandas as pd
@@ -534,7 +538,7 @@ ax.axhline(1, color=plots.GREY, ls="--", lw=1)
 ax.set_xticks(range(9), labels)
 ax.set(xlabel="layer, and which of its norms", ylabel="variance in evaluation /\nstored variance", ylim=(0.5, 1.15))
 ax.legend(title="dropout", loc="center left", bbox_to_anchor=(1, 0.5), alignment="left")
-ax.set_title(f"mean of n = 5 networks, 95 % intervals, rate {half_rate}", loc="left")
+ax.set_title(f"mean of n = {len(seeds)} networks, 95 % intervals, rate {half_rate}", loc="left")
 plots.save(fig, "05_shift")
 second, later = slice(2, None, 2), slice(3, None, 2)  # each block's second norm, and the first one from layer 2 on
 assert shifts["before the norm"][:, second].mean() < 0.85
@@ -575,8 +579,8 @@ def renewed(network, images):
 # %%
 given_back = {}
 for kind in kinds:
-    before = [right_share(networks[kind, seed]) for seed in range(5)]
-    after = [right_share(renewed(networks[kind, seed], seen)) for seed in range(5)]
+    before = [right_share(networks[kind, seed]) for seed in seeds]
+    after = [right_share(renewed(networks[kind, seed], seen)) for seed in seeds]
     given_back[kind] = evidence.paired(np.array(after), np.array(before))
 
 # %%
@@ -846,8 +850,8 @@ def expected(depth):
     return np.sqrt(np.cumprod(shares[1:]))
 
 
-seeds = [signal(math.sqrt(2), 28, seed=seed)["activation_std"].to_numpy()[1:] for seed in range(10)]
-relative = np.array([values / values[0] for values in seeds])  # seeds×convolutions, from the first block's on
+draws = [signal(math.sqrt(2), 28, seed=seed)["activation_std"].to_numpy()[1:] for seed in range(10)]
+relative = np.array([values / values[0] for values in draws])  # draws×convolutions, from the first block's on
 fig, ax = plt.subplots()
 layers = np.arange(2, relative.shape[1] + 2)
 for values in relative:

@@ -36,19 +36,23 @@ from importlib import metadata, util
 from pathlib import Path
 
 COURSE, REF = "https://github.com/cnn-course/cnn-course", "main"
-here = Path.cwd()
-root = next((p for p in [here, *here.parents] if (p / "utils" / "__init__.py").exists()), here / "cnn-course")
-if "google.colab" in sys.modules:  # fetch the course once, install what Colab lacks, leave its torch and numpy alone
-    if not root.exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
-    wanted = re.findall(r"(?m)^(?!torch(?!m)|numpy|jupyterlab|nbval)[\w-]+", (root / "requirements.txt").read_text())
-    missing = set(wanted) - {str(package.name).lower() for package in metadata.distributions()}
-    if missing:
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *sorted(missing)], check=True)
+here, colab = Path.cwd(), "google.colab" in sys.modules
+root = next((p for p in [here, *here.parents] if (p / "utils" / "lessons.py").exists()), here / "cnn-course")
+if colab and not root.exists():
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"--branch={REF}", COURSE, str(root)], check=True)
 sys.path.insert(0, str(root))
-spec = util.find_spec("utils")
-if spec is None or Path(spec.origin or "").parent != root / "utils":
+if (spec := util.find_spec("utils")) is None or Path(spec.origin or "").parent != root / "utils":
     raise ImportError(f"`utils` is not the one in {root}: open the course's notebooks folder and restart the kernel.")
+extra = "torch(?!m)|numpy" if colab else "ipycanvas"  # Colab keeps its own; elsewhere a lesson does without ipycanvas
+wanted = re.findall(rf"(?m)^(?!jupyterlab|nbval|{extra})[\w-]+", (root / "requirements.txt").read_text())
+missing = [name for name in wanted if not any(metadata.distributions(name=name))]
+if missing and colab:
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+elif missing:
+    raise ImportError(
+        f"{sys.executable} lacks {', '.join(missing)}: run `pip install -r requirements.txt` (or `make lab`) in {root} "
+        "and restart the kernel."
+    )
 
 # %% [markdown]
 # Before you look:
@@ -218,13 +222,14 @@ print(f"the worst: {wrong.max():.0%} ({wrong.idxmax()})")
 # %%
 import torch
 
-from utils import ablation, train
+from utils import ablation, device, train
 from utils.model import CNNConfig
 
 few, short = ablation.Source(images=1_280), train.Recipe(epochs=3, batch_size=64, lr=0.1, crop_padding=0, flip=False)
 torch.set_num_threads(1)
 vary = {"activation": ["silu", "relu"]}
-mine = ablation.run("my activations", CNNConfig(width=8), vary, short, seeds=range(3), source=few, progress=False)
+seeds = range(device.budget(3, small=2))
+mine = ablation.run("my activations", CNNConfig(width=8), vary, short, seeds=seeds, source=few, progress=False)
 own = [study for study in compare.studies() if study.own]
 assert "my activations" in [study.name for study in own]
 compare.explore(own, start="my activations")
