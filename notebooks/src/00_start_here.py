@@ -100,7 +100,11 @@ for number, (part, title, question) in enumerate(LESSONS):
     ax.text(x + 0.04, y + 0.05, fill(question, 26), va="bottom", fontsize=10.5)
 ax.set(xlim=(-0.02, 2.96), ylim=(-2.03, 0.92))
 ax.axis("off")
-plots.save(fig, "00_map")
+plots.save(
+    fig,
+    "00_map",
+    "Nine boxes, one a lesson, from the data over the network and the training to the evidence, with each question",
+)
 
 # %% [markdown]
 # Most lessons have exercises that check themselves. Which of them you have solved is kept in a file on this machine, and
@@ -128,7 +132,11 @@ from utils.model import CNN, CNNConfig
 threads = torch.get_num_threads()  # what PyTorch takes by itself; the measurement at the end uses it again
 torch.manual_seed(0)  # the same random weights each time
 reference = CNN(CNNConfig(width=16))  # 16 channels in the first layer
-plots.save(plots.architecture(reference), "00_network")
+plots.save(
+    plots.architecture(reference),
+    "00_network",
+    "The network from left to right: stem, four layers of shrinking and multiplying maps, average, head",
+)
 
 # %%
 exercises.quiz("00.first_loss")
@@ -398,14 +406,15 @@ steps_per_epoch = len(labels) // 64
 accuracies = {0: accuracy(net, unseen, truth)}  # at step 0: before anything is learned
 fig = plt.figure(figsize=(7.2, 3.0))
 plt.close(fig)  # only the live picture is shown
-live, begin = display(fig, display_id=True), perf_counter()
+alt = {"image/png": {"alt": "Training loss falling and validation accuracy rising, step by step"}}
+live, begin = display(fig, display_id=True, metadata=alt), perf_counter()
 for step, loss in enumerate(training(net, images, labels, epochs), start=1):
     losses.append(loss)
     if step % steps_per_epoch == 0:
         accuracies[step] = accuracy(net, unseen, truth)
     if step % 20 == 0:
         draw(fig, losses, accuracies, epochs * steps_per_epoch)
-        live.update(fig)
+        live.update(fig, metadata=alt)
 seconds = perf_counter() - begin
 
 # %%
@@ -434,7 +443,7 @@ for ax, index in zip(axes.flat, torch.cat(rows).tolist(), strict=True):
     plots.show_image(ax, fashion.validation.images[index])
     title = f"✔ {said}\n{sure[index]:.0%}" if right else f"✘ {said}\n{sure[index]:.0%}\nis: {name}"
     ax.set_title(title, fontsize=9.5, color=plots.BLUE if right else plots.VERMILION)
-plots.save(fig, "00_predictions")
+plots.save(fig, "00_predictions", "Twelve images with the network's answer and its probability: six right, six wrong")
 
 # %% [markdown]
 # ## From here on we import it

@@ -72,7 +72,7 @@ print("validation", fashion.validation)
 
 # %%
 fig = plots.samples(fashion.train, fashion.class_names)
-plots.save(fig, "01_samples")
+plots.save(fig, "01_samples", "Ten images of each of the ten classes, a row a class, from T-shirts to ankle boots")
 
 # %% [markdown]
 # Trousers are easy. But is it a shirt, a coat or a pullover? The next cell counts the images of each class and averages them.
@@ -90,7 +90,7 @@ fig, axes = plt.subplots(2, 5, figsize=(7.2, 3.5))
 for ax, image, name in zip(axes.flat, mean_images, fashion.class_names, strict=True):
     plots.show_image(ax, image, title=name)
 fig.suptitle(f"mean image of each class, n = {counts[0]:,} images each", fontsize=11)
-plots.save(fig, "01_class_means")
+plots.save(fig, "01_class_means", "The mean image of each class: blurred, but most can be told by their shape")
 
 # %% [markdown]
 # Each class has equally many images, so that plain accuracy is a fair score. Which two mean images are most alike?
@@ -116,7 +116,11 @@ ax.stairs(share, torch.arange(257) - 0.5, fill=True, color=plots.color("train"))
 ax.set(yscale="log", xlim=(-3, 258), xlabel="pixel value (0 black, 255 white)", ylabel="share of pixels (%, log scale)")
 ax.annotate(f"background: {share[0]:.0f} % of all pixels are 0", (0, share[0]), (14, share[0]), va="center")
 ax.set_title(f"training images, n = {images.numel():,} pixels", loc="right")
-plots.save(fig, "01_pixel_values")
+plots.save(
+    fig,
+    "01_pixel_values",
+    "Histogram of all pixel values: a tall bar at 0, the background, and a broad hump of bright ones",
+)
 assert share[0] > 49, "about half of all pixels are background"
 
 # %% [markdown]
@@ -291,7 +295,11 @@ for part, text, shade in zip((s.mean() ** 2, spread, between), ("average²", "Va
     bar.text(0.45, bottom + part / 2, f"{text} {part:.4f}", va="center")
     bottom += part
 bar.set(xlim=(-0.45, 2), xticks=[], ylabel="variance of all pixels")
-plots.save(fig, "01_two_stds")
+plots.save(
+    fig,
+    "01_two_stds",
+    "Mean and standard deviation of each image as a cloud; beside it the three parts of the variance of all pixels",
+)
 
 # %% [markdown]
 # ## Play: how many images at a time?
@@ -341,7 +349,11 @@ ax.text(14, mixed[3] - 0.001, "averaged over mixed batches", color=plots.color("
 ax.text(300, sorted_by_class[7] - 0.003, "averaged over batches\nsorted by class", color=plots.GREEN, va="top")
 ax.set(xscale="log", xlabel="images in a batch", ylabel="average std (pixels 0–1)", ylim=(0.317, 0.361))
 ax.set_title(f"n = {len(s):,} training images", loc="right")
-plots.save(fig, "01_batch_stds")
+plots.save(
+    fig,
+    "01_batch_stds",
+    "Averaged standard deviation against batch size: it comes near that of all pixels, later if sorted by class",
+)
 assert all(value < std for value in [*mixed[:-1], *sorted_by_class[:-1]]), "never too large"
 assert abs(mixed[-1] - std) < 1e-12, "one batch of everything is the std of all pixels"
 
@@ -392,7 +404,11 @@ for (how, kind, title), top, below in zip(ways, *axes, strict=True):
     below.set(yscale="log", xlabel="value", xlim=(-1.15, 2.4), ylim=(0.02, 400), yticks=(0.1, 1, 10, 100))
 axes[1, 0].set_ylabel("share of pixels\n(%, log scale)")
 fig.suptitle(f"one image, and the pixels of n = {len(seen):,} validation images", fontsize=11)
-plots.save(fig, "01_before_after")
+plots.save(
+    fig,
+    "01_before_after",
+    "One image in three scalings, and histograms of the pixels: same shape, other centre and width",
+)
 
 # %% [markdown]
 # The picture stays the same; its zero and its unit change. That has one side effect. Convolutions pad images with zeros,
@@ -571,7 +587,11 @@ for ax, ((up, kind), losses) in zip(axes.flat, slices.items(), strict=True):
     ax.text(-3.8, 3.3, f"condition number {roundness[up, kind]:.1f}", bbox=plots.PLAIN)
     ax.set_ylabel(f"move of the {up}" if kind == "0-1" else "")
 fig.suptitle(f"training loss around one network in two units, n = {len(few)} images", fontsize=11)
-plots.save(fig, "01_slices")
+plots.save(
+    fig,
+    "01_slices",
+    "Contours of the training loss along pairs of weights: long with pixels from 0 to 1, rounder if normalized",
+)
 
 # %% [markdown]
 # Above, the claim is right: against the bias, the narrow, tilted valley of raw pixels becomes nearly round. Below, it is
@@ -717,7 +737,11 @@ ax.text(np.mean(top["data set", "no norm"]), -0.55, "no norm: three seeds", ha="
 ax.set(xscale="log", xlim=(2, 5e5), yticks=range(len(kinds)), yticklabels=list(kinds), ylim=(4.5, -1.1))
 ax.set_xlabel(f"λ_max, the largest eigenvalue of the Hessian (logarithmic), n = {len(batch)} images")
 ax.secondary_xaxis("top", functions=(rate_of, rate_of)).set_xlabel("2 / λ_max: largest stable learning rate")
-plots.save(fig, "01_sharpness")
+plots.save(
+    fig,
+    "01_sharpness",
+    "Largest eigenvalue of the Hessian for five inputs: without a norm by far the largest with pixels from 0 to 255",
+)
 
 # %% [markdown]
 # **Batch norm cancels the scale.** A convolution is linear: an input $c\,x + d$ gives $c\,u + d'$ where $x$ gave $u$, with
@@ -783,7 +807,11 @@ ax.set(yscale="log", ylim=(1, 20), yticks=(1, 2, 5, 10, 20), yticklabels=(1, 2, 
 ax.set_ylabel(f"training loss (nats, logarithmic)\nn = {len(y)} images")
 ax.xaxis.get_major_locator().set_params(integer=True)
 ax.legend(title="learning rate", loc="upper right")
-plots.save(fig, "01_descent")
+plots.save(
+    fig,
+    "01_descent",
+    "Training loss against step for five learning rates: up to a few times 2 / λ they fall, far beyond they leap",
+)
 assert ways_down[0.9][-1] < ways_down[0.3][-1] < ways_down[0.9][0], "below the limit, faster is faster"
 assert not ways_down[100][-1] < 1e3, "far above it, the loss explodes"
 
@@ -801,10 +829,18 @@ from utils import ablation, experiments
 
 RECOMPUTE = False  # True trains all of it again, which takes a while
 results = experiments.measure("input") if RECOMPUTE else experiments.load("input")
-plots.save(plots.lr_sweep(ablation.facet(results.sweep, "no norm")), "01_sweep_no_norm")
+plots.save(
+    plots.lr_sweep(ablation.facet(results.sweep, "no norm")),
+    "01_sweep_no_norm",
+    "Validation accuracy against learning rate without a norm: pixels from 0 to 255 need far smaller rates",
+)
 
 # %%
-plots.save(plots.lr_sweep(ablation.facet(results.sweep, "batch norm")), "01_sweep_batch_norm")
+plots.save(
+    plots.lr_sweep(ablation.facet(results.sweep, "batch norm")),
+    "01_sweep_batch_norm",
+    "Validation accuracy against learning rate with batch norm: the five inputs lie together",
+)
 
 # %% [markdown]
 # Above without norm, below with batch norm (mind the two scales). A run that diverges counts as guessing, 10 %. In
@@ -844,7 +880,11 @@ assert max(work["0-255", "no norm"]) < 0.1 * min(max(work[kind, "no norm"]) for 
 # per-image and 0-255 drew a larger rate in the sweep, by a narrow margin: they begin more slowly and end the same.)
 
 # %%
-plots.save(plots.experiment(results.runs), "01_inputs")
+plots.save(
+    plots.experiment(results.runs),
+    "01_inputs",
+    "Curves and paired differences of five inputs, with and without batch norm: only 0 to 255 without one stays back",
+)
 
 # %% [markdown]
 # The claims, as they were written down before the runs: a difference matters from half a point on. *Supported* means

@@ -89,7 +89,11 @@ stats = data.channel_stats(few.train.images)
 labels, names = fashion.validation.labels, fashion.class_names
 examples = torch.stack([(labels == label).nonzero()[3, 0] for label in range(10)])  # one image of each class
 ten = data.normalize(fashion.validation.images[examples], stats)  # float32 10×1×28×28
-plots.save(plots.architecture(net, image=ten[names.index("Ankle boot")]), "02_network")
+plots.save(
+    plots.architecture(net, image=ten[names.index("Ankle boot")]),
+    "02_network",
+    "The network from left to right, with the maps that an ankle boot makes in each layer, ever smaller and more",
+)
 
 # %% [markdown]
 # What does each part cost? There are four answers:
@@ -214,7 +218,11 @@ def walk(label):
 
 
 # %%
-plots.save(walk(names.index("Ankle boot")), "02_walk")
+plots.save(
+    walk(names.index("Ankle boot")),
+    "02_walk",
+    "One boot on its way through the network: eight maps of each layer, with shape, parameters, FLOPs, memory, time",
+)
 
 # %% [markdown]
 # Send other clothes through with the slider. (The costs stay: they depend on the shapes only.)
@@ -417,7 +425,9 @@ for ax, column in zip(axes, bill, strict=True):
     ax.margins(x=0.45)
     ax.spines["bottom"].set_visible(False)
 axes[3].set_title(f"ms an image\n(measured, {precision})")
-plots.save(fig, "02_schedules")
+plots.save(
+    fig, "02_schedules", "Bars for five schedules: about equal FLOPs, but very different parameters, memory and time"
+)
 assert bill.drop("constant 32")["MFLOP"].max() < 1.15 * bill["MFLOP"].min(), "equal FLOPs"
 assert bill.loc["flat", "kB kept an image"] > 1.2 * bill.loc["double", "kB kept an image"], "but not equal memory"
 wider = bill.loc["constant 32"] / bill.loc["constant"]
@@ -443,7 +453,11 @@ read = experiments.measure if RECOMPUTE else experiments.load
 schedule, at_equal_time = read("schedule"), read("schedule_time")
 declared = experiments.find("schedule")
 print(f"{declared.source.images:,} images, {declared.recipe.epochs} epochs, batches of {declared.recipe.batch_size}")
-plots.save(plots.experiment(schedule.runs), "02_schedule_runs")
+plots.save(
+    plots.experiment(schedule.runs),
+    "02_schedule_runs",
+    "Curves and paired differences of four schedules: flat is far behind, quadruple a little, constant hardly",
+)
 for name in ("schedule", "schedule_time"):
     for growth, changes in experiments.find(name).along.items():
         known = networks["constant 32" if name == "schedule_time" else growth]
@@ -478,7 +492,11 @@ for name, shade in shades.items():
 ax.set(xlabel=f"ms an image (measured, {precision})", ylabel="validation accuracy (%)")
 ax.set_xlim(0, 1.3 * bill["ms an image"].max())
 ax.set_title(f"accuracy: mean of n = {len(accuracy)} seeds, 95 % intervals", loc="left")
-plots.save(fig, "02_accuracy_and_time")
+plots.save(
+    fig,
+    "02_accuracy_and_time",
+    "Validation accuracy against milliseconds an image: double is as good as any, constant width takes longer",
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -582,7 +600,11 @@ for ax, (name, values) in zip(axes, reached.items(), strict=True):
     ax.set(xticks=[], yticks=[], title=name, xlabel=f"can see {sides[name][0]}\n90 %: {sides[name][2]}")
     ax.spines[:].set_visible(False)
 fig.suptitle(f"influence on one value (square root), mean of {len(mosaics)} mosaics of 112×112 pixels", fontsize=11)
-plots.save(fig, "02_receptive_field")
+plots.save(
+    fig,
+    "02_receptive_field",
+    "Influence on one value in five layers: a bright spot that grows, brightest in the middle of what it can see",
+)
 assert all(reach <= can for can, reach, _ in sides.values()), "never more than the theory"
 assert all(most < 0.8 * can for can, _, most in list(sides.values())[2:]), "most of it comes from the middle"
 
@@ -764,7 +786,11 @@ for ax, (column, label) in zip(axes, titles.items(), strict=True):
     for kind, height in plots.spread(ends, ax).items():
         ax.text(4.15, height, kind, color=shades[kind], va="center", fontsize=10, fontweight="bold")
 fig.suptitle(f"n = {shifted['seed'].nunique()} networks each, 95 % intervals, {len(truth):,} images", fontsize=11)
-plots.save(fig, "02_shifts")
+plots.save(
+    fig,
+    "02_shifts",
+    "Accuracy and changed answers against a shift: all get worse with each pixel, least if trained on shifts",
+)
 
 # %%
 by_shift = shifted.groupby(["kind", "shift"], sort=False)[["right", "other"]].mean()
@@ -790,7 +816,11 @@ assert other.loc["trained on shifts", 4] < other.loc["max", 4] / 2, "seen in tra
 
 # %%
 pooling = read("pooling")
-plots.save(plots.experiment(pooling.runs), "02_pooling_runs")
+plots.save(
+    plots.experiment(pooling.runs),
+    "02_pooling_runs",
+    "Curves and paired differences of four kinds of pooling: max first, average and stride behind",
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT

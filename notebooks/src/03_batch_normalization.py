@@ -146,7 +146,11 @@ def clouds(gamma, beta, n, shift):
 
 
 # %%
-plots.save(clouds(gamma, beta, 16, shift=0.0), "03_cloud")
+plots.save(
+    clouds(gamma, beta, 16, shift=0.0),
+    "03_cloud",
+    "One channel's activations over a batch as a cloud: before, standardized, and after γ and β",
+)
 
 # %% [markdown]
 # Every dot makes the same two moves, so each cloud keeps its form. (The dense stripes are the black background.)
@@ -235,7 +239,11 @@ for (kind, (rows, columns)), ax in zip(blocks.items(), axes.flat, strict=True):
             ax.add_patch(Rectangle(*box, fc="white", alpha=0.0 if chosen else 0.55, ec="none"))
             ax.add_patch(Rectangle(*box, fc="none", ec=shades[kind], lw=4 if chosen else 1.5, zorder=3 + chosen))
     ax.set(ylabel=f"{N} images", xlabel=f"{C} channels")
-plots.save(fig, "03_axes")
+plots.save(
+    fig,
+    "03_axes",
+    "Maps of four images and eight channels, framed by what shares a mean: batch, layer, instance, group",
+)
 
 # %% [markdown]
 # The same in numbers. One function does all four:
@@ -424,10 +432,18 @@ from utils import experiments
 
 RECOMPUTE = False
 results = experiments.measure("batchnorm") if RECOMPUTE else experiments.load("batchnorm")
-plots.save(plots.lr_sweep(results.sweep, "train accuracy"), "03_lr_sweep")
+plots.save(
+    plots.lr_sweep(results.sweep, "train accuracy"),
+    "03_lr_sweep",
+    "Training accuracy against learning rate: with batch norm nearly level, without it falling to guessing",
+)
 
 # %%
-plots.save(plots.lr_sweep(results.sweep, "validation accuracy"), "03_lr_sweep_validation")
+plots.save(
+    plots.lr_sweep(results.sweep, "validation accuracy"),
+    "03_lr_sweep_validation",
+    "Validation accuracy against learning rate: with batch norm nearly level, without it falling to guessing",
+)
 
 # %% [markdown]
 # Over which range does each train *at all*? Say: more than half of the training images right at the end, with every one
@@ -472,7 +488,11 @@ for ax in fig.axes[1::2]:
     ax.set_xlim(-1, 14)
     ax.axvline(5, color=plots.GREY, ls="--")  # what was called huge
     ax.text(5, -0.55, " huge", color=plots.DARK, va="top")
-plots.save(fig, "03_claim")
+plots.save(
+    fig,
+    "03_claim",
+    "Training accuracy with and without batch norm, and the paired difference, from He's and from default weights",
+)
 
 # %% [markdown]
 # And does the gain arrive at images that the network has not seen? The verdicts follow the rule that was set before the
@@ -570,7 +590,11 @@ ax.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
 ax.minorticks_off()
 ax.set_ylabel("loss after one step\n(nats, logarithmic)")
 ax.set_title("n = 5 networks each, a line a network", loc="left")
-plots.save(fig, "03_first_step")
+plots.save(
+    fig,
+    "03_first_step",
+    "Loss after one step against its length: without a norm it shoots up early, with batch norm it stays low",
+)
 
 # %%
 reach = {}
@@ -645,7 +669,11 @@ right.set(yscale="log", xlabel="training step", ylabel="‖g′ − g‖ / ‖g�
 left.text(60, 2, "no norm", color=plots.color("none"), fontweight="bold")
 left.text(5, 0.15, "batch norm", color=plots.color("batch"), fontweight="bold")
 fig.suptitle("band: steps of 0.5 to 4 × the learning rate; one run each", fontsize=11)
-plots.save(fig, "03_along_the_run")
+plots.save(
+    fig,
+    "03_along_the_run",
+    "Along training, how loss and gradient vary within a step: a narrow band with batch norm, a wide one without",
+)
 
 # %%
 turns = {norm: walks[walks["step"] > 0]["turn"].max() for norm, (_, _, walks) in seen.items()}
@@ -682,7 +710,11 @@ for ax in axes[1]:
     ax.set_xlabel("training step")
 bar = fig.colorbar(shown, ax=axes, ticks=(-4, -2, 0, 2, 4), label="multiple of the value at step 1")
 bar.ax.set_yticklabels(["1/16", "1/4", "1", "4", "16"])
-plots.save(fig, "03_drift")
+plots.save(
+    fig,
+    "03_drift",
+    "Mean and standard deviation of each layer along training: steady with batch norm, wandering without",
+)
 
 # %%
 largest = {norm: 2 ** drift[norm, "std"].abs().max().max() for norm in seen}
@@ -720,7 +752,11 @@ ax.set(xscale="log", xlabel="images in a batch (logarithmic)", ylabel="validatio
 ax.set_xticks(sizes, map(str, sizes))
 ax.minorticks_off()
 ax.set_title(f"mean of n = {len(table)} seeds, 95 % intervals", loc="left")
-plots.save(fig, "03_batch_size")
+plots.save(
+    fig,
+    "03_batch_size",
+    "Validation accuracy against batch size for batch, group and layer norm: close together, all lowest at 256",
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -800,7 +836,11 @@ ax.set(xscale="log", ylim=(0, 100), xlabel="images in a batch (logarithmic)", yl
 ax.set_xticks(batch_sizes, map(str, batch_sizes))
 ax.minorticks_off()
 ax.set_title(f"mean and range of n = {len(nets)} networks, 1,000 images", loc="left")
-plots.save(fig, "03_without_eval")
+plots.save(
+    fig,
+    "03_without_eval",
+    "Validation accuracy in the right and in the wrong mode: mixed batches cost little, sorted ones nearly all",
+)
 
 
 # %%
@@ -872,7 +912,7 @@ axes[0].invert_xaxis()
 axes[0].set_ylabel("validation accuracy (%)")
 axes[0].legend(loc="lower left")
 fig.suptitle(f"mean and range of n = {len(nets)} networks, 1,000 images", fontsize=11)
-plots.save(fig, "03_shift")
+plots.save(fig, "03_shift", "Accuracy under less light and more noise: new statistics give back much of what is lost")
 
 # %%
 for name in shifts:

@@ -231,7 +231,11 @@ def small_multiples(metric):
     return fig
 
 
-plots.save(small_multiples("activation_gradient"), "04_grid")
+plots.save(
+    small_multiples("activation_gradient"),
+    "04_grid",
+    "Activation gradient at each layer, eight kinds of networks: it vanishes, explodes, or stays, most so at depth",
+)
 
 # %% [markdown]
 # One word for each kind of 102-layer network. *Vanishes*: less than a thousandth of the gradient arrives at the input.
@@ -273,7 +277,11 @@ assert deeper["plain"] > 100
 # the activations that came in. The same picture for that:
 
 # %%
-plots.save(small_multiples("weight_gradient"), "04_grid_weights")
+plots.save(
+    small_multiples("weight_gradient"),
+    "04_grid_weights",
+    "Weight gradient at each layer, eight kinds of networks: it vanishes, explodes, or stays",
+)
 
 # %% [markdown]
 # Look at the upper row. From He's weights and without a norm, the travelling gradient of the plain network vanished and
@@ -500,7 +508,11 @@ for ax, (norm, init) in zip(axes, itertools.product(NORMS, INITS), strict=True):
 axes[0].set_ylabel("share that arrives")
 axes[1].text(0.95, 1e5, "textbook", color=plots.SKY, fontweight="bold", ha="right")
 axes[1].text(0.95, 4e3, "branches\nat 1/n", color=plots.color("residual"), fontweight="bold", ha="right", va="center")
-plots.save(fig, "04_scaled")
+plots.save(
+    fig,
+    "04_scaled",
+    "Gradient that arrives at each layer: growing in textbook residual networks, level with scaled branches",
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -548,7 +560,11 @@ for ax in axes[1]:
 axes[0, 0].text(4, 1.9, "plain", color=plots.color("plain"), fontweight="bold", ha="right")
 axes[0, 0].text(4, 1.5, "residual", color=plots.color("residual"), fontweight="bold", ha="right")
 fig.suptitle("mean and 95 % band over the seeds; dashed: guessing, ln 10", fontsize=11)
-plots.save(fig, "04_training")
+plots.save(
+    fig,
+    "04_training",
+    "Training loss by epoch at four depths: residual networks fall at each, plain ones hardly at 102 layers",
+)
 
 # %% [markdown]
 # And the training accuracy at the end, against depth:
@@ -567,7 +583,11 @@ axes[0].set_ylabel("training accuracy (%)")
 axes[0].text(0, 12, "guessing", color=plots.DARK, fontsize=10)
 axes[0].text(3, 78, "residual", color=plots.color("residual"), fontweight="bold", ha="right")
 axes[0].text(1.4, 55, "plain", color=plots.color("plain"), fontweight="bold", ha="right")
-plots.save(fig, "04_depth")
+plots.save(
+    fig,
+    "04_depth",
+    "Training accuracy against depth: residual networks stay up with batch norm, plain ones fall to guessing",
+)
 
 # %% [markdown]
 # The verdicts follow the rule that was set before the runs, and are corrected for all claims of the course.
@@ -665,7 +685,11 @@ axes[2].axhline(probes.UPDATE_GUIDE, color=plots.VERMILION, ls="--", lw=1)
 axes[0].set_ylabel("norm (logarithmic)")
 axes[0].text(45, 3e3, "plain", color=plots.color("plain"), fontweight="bold")
 axes[0].text(2, 0.3, "residual", color=plots.color("residual"), fontweight="bold")
-plots.save(fig, "04_probes")
+plots.save(
+    fig,
+    "04_probes",
+    "Gradient, dead units and update ratio in each of 102 layers: even in the residual network, not in the plain",
+)
 
 
 # %%
@@ -762,7 +786,11 @@ for ax, (title, values) in zip(axes, panels.items(), strict=True):
         ax.set(yscale="log", ylabel="norm (logarithmic)")
     else:
         ax.set(yticks=[], ylabel="linear scale")
-plots.save(fig, "04_paths")
+plots.save(
+    fig,
+    "04_paths",
+    "How many paths have how many branches, the gradient of one, and both together: short paths carry it",
+)
 
 # %%
 shares = together / together.sum()
@@ -806,7 +834,11 @@ for kind, rows in removed.groupby("kind"):
 ax.axhline(10, color=plots.GREY, ls="--", lw=1)
 ax.set(ylim=(0, 100), xlim=(-0.3, 7.3), xlabel="block that is removed (layer.block)", ylabel="validation accuracy (%)")
 ax.set_title("22 layers, one network each, 1,000 images; dashed: guessing", loc="left")
-plots.save(fig, "04_remove")
+plots.save(
+    fig,
+    "04_remove",
+    "Accuracy with one block removed: unchanged in the residual network, near guessing in the plain one",
+)
 
 # %%
 for kind, rows in removed.groupby("kind"):
@@ -868,7 +900,11 @@ for ax, layers in zip(axes, (10, 58), strict=True):
 axes[0].set_ylabel("cosine of the two gradients")
 for name, (x, y) in {"residual": (1 / 9, 0.85), "residual, textbook": (1 / 70, 0.33), "plain": (1 / 9, 0.05)}.items():
     axes[1].text(x, y, name, color=shades[name], fontweight="bold")
-plots.save(fig, "04_shattered")
+plots.save(
+    fig,
+    "04_shattered",
+    "Cosine of gradients at two images against their distance: near zero at once in the deep plain network",
+)
 
 # %%
 for name, layers in alike:
@@ -956,7 +992,11 @@ bar = fig.colorbar(picture, ax=axes, label="training loss (nats, logarithmic)", 
 bar.ax.set_yticklabels(["0.1", "0.3", "1", "3"])
 fig.supxlabel("step along the first direction (1: as long as the weights)", fontsize=11)
 fig.supylabel("step along the second direction", fontsize=11)
-plots.save(fig, "04_surfaces")
+plots.save(
+    fig,
+    "04_surfaces",
+    "Contours of the loss around trained weights: round basins, and a flat high plain around the deep plain one",
+)
 
 # %% [markdown]
 # How sharp is that? Take the places at about a quarter of the weights' length from the centre, and ask how much of what
@@ -1008,7 +1048,7 @@ for ax, letter, number in zip(axes, "ABC", exercises.find("04.profiles", exercis
 axes[0].set_ylabel("norm (logarithmic)")
 axes[2].text(3, 1e3, "activation gradient", color=plots.ORANGE, fontweight="bold")
 axes[2].text(3, 1e2, "weight gradient", color=plots.GREEN, fontweight="bold")
-plots.save(fig, "04_profiles")
+plots.save(fig, "04_profiles", "Activation and weight gradients along the layers of three unnamed networks, A, B and C")
 
 # %%
 answer = ...  # three numbers, for (A, B, C)

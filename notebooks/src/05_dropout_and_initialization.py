@@ -135,7 +135,7 @@ for ax, (where, mask) in zip(axes, masks.items(), strict=True):
     ax.set(xticks=[], yticks=[])
     ax.set_title(names[where], color=plots.color(where), fontweight="bold")
     ax.spines[:].set_visible(False)
-plots.save(fig, "05_masks")
+plots.save(fig, "05_masks", "Maps in evaluation, with single values dropped at random, and with whole maps dropped")
 assert abs(by_value.float().mean() - rate) < 0.05
 
 # %% [markdown]
@@ -206,7 +206,11 @@ def histograms(p):
     return fig
 
 
-plots.save(histograms(0.3), "05_unit")
+plots.save(
+    histograms(0.3),
+    "05_unit",
+    "Histograms of one unit's output under 200 masks: wider with whole maps than with values",
+)
 assert predicted_std(0.3, channels=True) != predicted_std(0.3)
 
 # %% [markdown]
@@ -266,7 +270,11 @@ dropped = read("dropout")
 fig = plots.experiment(dropped.runs[dropped.runs["epoch"] >= 6])  # before, the lines only climb
 for ax in fig.axes[::2]:
     ax.set_xlim(left=5.8)
-plots.save(fig, "05_dropout")
+plots.save(
+    fig,
+    "05_dropout",
+    "Curves and paired differences of three dropouts against none, few images: small gains, more with batch norm",
+)
 
 # %% [markdown]
 # And the gap between the images that it has trained on and those that it has not?
@@ -300,7 +308,11 @@ for ax, norm in zip(axes, ("batch norm", "no norm"), strict=True):
     ax.set_title(f"{norm}, n = {runs['seed'].nunique()} seeds", loc="left")
 axes[1].set_yticklabels([])
 axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-plots.save(fig, "05_gap")
+plots.save(
+    fig,
+    "05_gap",
+    "Training and validation accuracy of four dropouts on few images: a wide gap, smaller with dropout everywhere",
+)
 
 
 # %%
@@ -379,7 +391,11 @@ for ax, norm in zip(axes, at_rate, strict=True):
     ax.set_title(norm, loc="left")
 axes[0].set_ylabel("validation accuracy (%)")
 fig.suptitle(f"mean and 95 % intervals; n = {counts}; none: {dropped.runs['seed'].nunique()}", fontsize=11)
-plots.save(fig, "05_rates")
+plots.save(
+    fig,
+    "05_rates",
+    "Validation accuracy against dropout rate: small rates help a little, large ones harm without batch norm",
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -419,7 +435,11 @@ for (norm, runs), (left, right) in zip(full.items(), axes, strict=True):
     rows = evidence.compare(runs, "none").drop(columns="verdict")
     plots.draw_forest(right, rows, plots.colors_of(rows["variant"]), 0.0)
 axes[0, 0].legend(loc="upper right", bbox_to_anchor=(1.02, 1.2), ncols=2)
-plots.save(fig, "05_full")
+plots.save(
+    fig,
+    "05_full",
+    "Training and validation accuracy with all images: validation above training, and dropout never ahead",
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -539,7 +559,11 @@ ax.set_xticks(range(9), labels)
 ax.set(xlabel="layer, and which of its norms", ylabel="variance in evaluation /\nstored variance", ylim=(0.5, 1.15))
 ax.legend(title="dropout", loc="center left", bbox_to_anchor=(1, 0.5), alignment="left")
 ax.set_title(f"mean of n = {len(seeds)} networks, 95 % intervals, rate {half_rate}", loc="left")
-plots.save(fig, "05_shift")
+plots.save(
+    fig,
+    "05_shift",
+    "Variance in evaluation over stored variance at each norm: below one behind dropout, about one without",
+)
 second, later = slice(2, None, 2), slice(3, None, 2)  # each block's second norm, and the first one from layer 2 on
 assert shifts["before the norm"][:, second].mean() < 0.85
 assert shifts["behind it"][:, later].mean() < 0.95
@@ -646,7 +670,11 @@ for column, image in enumerate(four):
     axes[1, column].set_yticks(range(3), [fashion.class_names[label] for label in top], rotation=0)
     axes[1, column].set(xlim=(-0.05, 1.05), ylim=(2.5, -0.5), xlabel="probability", xticks=(0, 1))
 fig.suptitle("200 masks each; blue: the true class", fontsize=11)
-plots.save(fig, "05_uncertainty")
+plots.save(
+    fig,
+    "05_uncertainty",
+    "Answers of 200 masks to four images: in two all agree, in two they scatter over several classes",
+)
 assert asked[:, 2:].std(0).max() > 3 * asked[:, :2].std(0).max()
 
 # %% [markdown]
@@ -670,7 +698,11 @@ for name, (doubt, p, shade) in measures.items():
 ax.set(xlabel="share of the images that are answered, the most certain first (%)", ylabel="right (%)")
 ax.legend(loc="lower left")
 ax.set_title(f"n = {len(truth):,} validation images, one network", loc="left")
-plots.save(fig, "05_coverage")
+plots.save(
+    fig,
+    "05_coverage",
+    "Share right against share of images answered, surest first: both lines fall, that of one pass without masks later",
+)
 
 # %%
 for name, curve in curves.items():
@@ -791,7 +823,11 @@ def profile(gain, depth, activation):
 
 
 # %%
-plots.save(profile(math.sqrt(2), 10, "relu"), "05_signal")
+plots.save(
+    profile(math.sqrt(2), 10, "relu"),
+    "05_signal",
+    "Standard deviation of outputs and norm of gradients along the layers: level with He, else falling or rising",
+)
 
 # %% [markdown]
 # Every gain but one multiplies: a straight line on a logarithmic axis, down or up. Play:
@@ -862,7 +898,7 @@ ax.axhline(1, color=plots.GREY, ls=":", lw=2, label="calculated, without")
 ax.set(yscale="log", xlabel="convolution", ylabel="standard deviation,\nmultiple of the 2nd")
 ax.legend(loc="lower left")
 ax.set_title("He, 58 layers: n = 10 draws (thin), their geometric mean (thick)", loc="left")
-plots.save(fig, "05_border")
+plots.save(fig, "05_border", "Standard deviation along 58 layers with He: it falls, as calculated with the border")
 
 # %%
 sunk, said = np.exp(np.log(relative[:, -1]).mean()), expected(28)[-1]
@@ -897,7 +933,11 @@ for (norm, runs), (left, right) in zip(by_norm.items(), axes, strict=True):
     rows = evidence.compare(runs, "default").drop(columns="verdict")
     plots.draw_forest(right, rows, shades, 0.0)
     left.set_title(f"{norm}: {left.get_title('left')}", loc="left")
-plots.save(fig, "05_init")
+plots.save(
+    fig,
+    "05_init",
+    "Curves and paired differences of five initializations: far apart without a norm, close with batch norm",
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -941,7 +981,9 @@ for ax, (norm, table) in zip(axes, needed.items(), strict=True):
     ax.set(xlabel="epochs to 80 %")
     ax.set_title(norm, loc="left")
 fig.suptitle("single seeds (faint), their mean and 95 % interval; n: seeds that got there", fontsize=11)
-plots.save(fig, "05_time")
+plots.save(
+    fig, "05_time", "Epochs to 80 % for five initializations: He first without a norm, all alike with batch norm"
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -1029,7 +1071,11 @@ print("weights × 10, the same learning rate: they are not")
 
 # %%
 with_norm = ablation.facet(start.sweep, "batch norm")
-plots.save(plots.lr_sweep(with_norm[with_norm["lr"] < 10]), "05_lr_sweep_batch_norm")
+plots.save(
+    plots.lr_sweep(with_norm[with_norm["lr"] < 10]),
+    "05_lr_sweep_batch_norm",
+    "Validation accuracy against learning rate, five initializations with batch norm: all reach the same height",
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -1073,7 +1119,11 @@ for init in ("too small", "he", "too large"):
 
 # %%
 without_norm = ablation.facet(start.sweep, "no norm")
-plots.save(plots.lr_sweep(without_norm), "05_lr_sweep_no_norm")
+plots.save(
+    plots.lr_sweep(without_norm),
+    "05_lr_sweep_no_norm",
+    "Validation accuracy against learning rate, five initializations without a norm: He works over most rates",
+)
 at_most = {init: without_norm[without_norm["variant"] == init]["lr"].max() for init in INITS}
 for init, lr in at_most.items():
     runs = without_norm[(without_norm["variant"] == init) & (without_norm["lr"] == lr)]
@@ -1257,7 +1307,11 @@ Markdown(f"""
 # was set before the runs. The axis is linear between −1 and 1 and logarithmic beyond.
 
 # %%
-plots.save(plots.claims(claims), "05_all_claims")
+plots.save(
+    plots.claims(claims),
+    "05_all_claims",
+    "Forest plot of all claims of the course: differences with intervals, margins, and verdicts by colour and shape",
+)
 assert set(claims["verdict"]) <= set(plots.VERDICTS)
 
 # %% [markdown]

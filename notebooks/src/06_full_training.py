@@ -112,7 +112,11 @@ ledger = experiments.measure("ledger") if RECOMPUTE else experiments.load("ledge
 claims = experiments.claims()
 mine = claims[claims["experiment"] == "ledger"]
 steps, total = mine.iloc[:-1], mine.iloc[-1]  # the last claim is about all of them together
-plots.save(plots.ledger(ledger.runs, steps), "06_ledger")
+plots.save(
+    plots.ledger(ledger.runs, steps),
+    "06_ledger",
+    "Ledger of the recipe: each part's step in validation accuracy, and its paired difference from the row above",
+)
 
 # %% [markdown]
 # The same as a table. *Better* counts the seeds whose network with the step was better than its twin without; *lr* is
@@ -207,7 +211,9 @@ ax.plot(t / T, shares, color=plots.color("one-cycle"), lw=2)
 ax.text(0.75, 0.9, "constant", color=plots.color("start"), fontweight="bold")
 ax.text(0.64, 0.55, "one-cycle", color=plots.color("one-cycle"), fontweight="bold")
 ax.set(xlabel="share of the run", ylabel="learning rate / peak", ylim=(0, 1.08), xlim=(0, 1))
-plots.save(fig, "06_one_cycle")
+plots.save(
+    fig, "06_one_cycle", "Learning rate over the run: one-cycle rises straight to its peak, then falls straight to zero"
+)
 
 # %% [markdown]
 # That settles the shape. The **peak** is still open. A sweep trains a network for each rate, which takes long. [Smith
@@ -310,7 +316,7 @@ for name, height in plots.spread(last, low).items():
     low.text(1.01, height, name, **style)
 low.set(xscale="log", xlabel="learning rate (logarithmic)", ylabel="validation accuracy\nat the end (%)")
 low.set_title("the sweep, one seed", loc="left", fontsize=10)
-plots.save(fig, "06_finder")
+plots.save(fig, "06_finder", "Loss of the finder and accuracy of the sweep, both against the learning rate")
 
 # %%
 fastest, tenth = middle.values()
@@ -349,7 +355,11 @@ for row, recipe in zip(axes, (experiments.FULL, experiments.PHOTOS), strict=True
 axes[0, 0].set_ylabel("usual", rotation=0, ha="right", va="center")
 axes[1, 0].set_ylabel("harder", rotation=0, ha="right", va="center")
 axes[0, 0].set_title("original", fontsize=10)
-plots.save(fig, "06_looks")
+plots.save(
+    fig,
+    "06_looks",
+    "One boot as training sees it: mirrored and shifted a little; in the harder recipe more, with grey squares",
+)
 print(whole)
 
 # %% [markdown]
@@ -368,12 +378,13 @@ from IPython.display import display
 
 fig = plt.figure(figsize=(7.2, 4.6))
 plt.close(fig)  # only the live picture is shown
-live = display(fig, display_id=True)
+alt = {"image/png": {"alt": "Loss, accuracy, learning rate and images a second, epoch by epoch"}}
+live = display(fig, display_id=True, metadata=alt)
 
 
 def redraw(history):
     plots.progress(history, fig)
-    live.update(fig)
+    live.update(fig, metadata=alt)
 
 
 net = new_network(recipe.seed)
@@ -396,7 +407,11 @@ full, _ = full_training.read()
 lines = full[(full["run"] == "fashion-mnist") & (full["split"] != "test")]
 fig = plots.progress(lines.assign(run=lines["seed"]))
 fig.suptitle(f"fashion-mnist, all {experiments.FULL.epochs} epochs, n = {lines['seed'].nunique()} seeds", fontsize=11)
-plots.save(fig, "06_full")
+plots.save(
+    fig,
+    "06_full",
+    "Loss, accuracy, learning rate and speed over the full run, a line a seed: the seeds lie on each other",
+)
 
 # %% [markdown]
 # ### One number, read once
@@ -485,7 +500,11 @@ print(f"{right.sum():,} of {len(seen):,} validation images right: {right.double(
 
 # %%
 matrix = examine.confusion(answers, seen.labels, len(classes))
-plots.save(plots.confusion(matrix, classes), "06_confusion")
+plots.save(
+    plots.confusion(matrix, classes),
+    "06_confusion",
+    "Confusion matrix of ten classes: nearly all on the diagonal, the rest mostly between shirts and other tops",
+)
 assert matrix.sum() == len(seen)
 assert matrix.diag().sum() == right.sum()
 
@@ -511,7 +530,11 @@ for ax, index in zip(axes.flat, worst, strict=False):
     ax.set_title(f"{said} {sure[index]:.0%}\nis: {truth}", fontsize=9, color=plots.VERMILION)
 for ax in axes.flat[len(worst) :]:
     ax.set_axis_off()
-plots.save(fig, "06_mistakes")
+plots.save(
+    fig,
+    "06_mistakes",
+    "The twelve surest mistakes, each with the network's answer and the true class, mostly tops taken for tops",
+)
 assert not right[worst].any()
 
 # %% [markdown]
@@ -532,7 +555,11 @@ plots.draw_reliability(left, rows, plots.BLUE)
 left.set_title(f"n = {len(seen):,} validation images", loc="left")
 side.bar(100 * (rows["low"] + rows["high"]) / 2, 100 * rows["n"] / len(seen), width=6, color=plots.BLUE)
 side.set(xlabel="confidence (%)", ylabel="of the images (%)", xlim=(0, 104))
-plots.save(fig, "06_calibration")
+plots.save(
+    fig,
+    "06_calibration",
+    "Share right against confidence, just above the diagonal; and how often each confidence is given",
+)
 assert rows["n"].sum() == len(seen)
 
 # %% [markdown]
@@ -612,7 +639,7 @@ def first_filters(model):
 
 fig, ax = plt.subplots(figsize=(7.4, 1.3))
 plots.show_image(ax, first_filters(model))
-plots.save(fig, "06_filters")
+plots.save(fig, "06_filters", "The first layer's filters as small grey squares: edges and blobs")
 
 # %% [markdown]
 # ### What becomes of an image
@@ -638,7 +665,11 @@ def draw_maps(label):
     return fig
 
 
-plots.save(draw_maps(len(classes) - 1), "06_maps")
+plots.save(
+    draw_maps(len(classes) - 1),
+    "06_maps",
+    "What an ankle boot becomes in the stem and four layers: first edges, then a few coarse squares",
+)
 plots.explore(draw_maps, "class", {name: label for label, name in enumerate(classes)}, start=classes[0])
 
 # %% [markdown]
@@ -682,7 +713,9 @@ def draw_cams(layer):
     return fig
 
 
-plots.save(draw_cams(3), "06_gradcam")
+plots.save(
+    draw_cams(3), "06_gradcam", "Images with heat maps of what speaks for the answer and, if it is wrong, for the truth"
+)
 
 # %%
 plots.explore(draw_cams, "layer", {f"{layer}": layer for layer in (1, 2, 3, 4)}, start="2")
@@ -749,7 +782,11 @@ for ax in axes.flat[len(classes) :]:
     ax.set_axis_off()
 fig.supxlabel(f"first principal component ({kept[0]:.0%} of the variance)", fontsize=11)
 fig.supylabel(f"second ({kept[1]:.0%})", fontsize=11)
-plots.save(fig, "06_embedding")
+plots.save(
+    fig,
+    "06_embedding",
+    "The images as points on two principal components, a panel a class: shoes lie apart, tops on each other",
+)
 
 # %% [markdown]
 # ## What disturbs it
@@ -771,7 +808,7 @@ for row, (kind, amounts) in zip(axes, examine.CORRUPTIONS.items(), strict=True):
 axes[0, 0].set_title("original", fontsize=10)
 for severity, ax in enumerate(axes[0, 1:], start=1):
     ax.set_title(f"severity {severity}", fontsize=10)
-plots.save(fig, "06_corrupted")
+plots.save(fig, "06_corrupted", "One shoe under noise, blur, low contrast and rotation, at five severities")
 
 # %% [markdown]
 # Does augmentation help there? It is often said to: who has seen shifted and mirrored images is said to be harder to
@@ -864,7 +901,9 @@ for ax in axes[:, 0]:
 for ax in axes[1]:
     ax.set_xlabel("severity")
 fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-plots.save(fig, "06_corruptions")
+plots.save(
+    fig, "06_corruptions", "Accuracy against severity for four corruptions: all fall, most under contrast and rotation"
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -140,7 +140,11 @@ def draw_profiles(ax, table):
 # %%
 fig, ax = plt.subplots(figsize=(7.6, 2.6))
 draw_profiles(ax, profiles)
-plots.save(fig, "07_profile")
+plots.save(
+    fig,
+    "07_profile",
+    "Milliseconds of a step by kind of work, the usual loop above the course's: every part is shorter in ours",
+)
 shares = profiles / profiles.sum()
 convolutions = shares.loc[["convolution, forward", "convolution, backward"]].sum()
 for loop, share in convolutions.items():
@@ -223,7 +227,7 @@ draw_waterfall(ax, fall[fall.index.str.startswith(("up to", "gain:"))], speeds_h
 ax.legend(loc="upper right")
 changes = "blue: rounding at most; red: changes the network or the recipe"
 ax.set_title(f"{changes}; × against the row above; n = {fall['n'].iloc[0]} rounds", loc="left", fontsize=10)
-plots.save(fig, "07_waterfall")
+plots.save(fig, "07_waterfall", "Images a second from the usual loop to the course's, trick by trick, with ranges")
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -272,7 +276,7 @@ def draw_orders(ax, table):
 fig, ax = plt.subplots(figsize=(7.2, 3.4))
 draw_orders(ax, fall)
 ax.text(1, 1.02, f"n = {fall['n'].iloc[0]} rounds", transform=ax.transAxes, ha="right", fontsize=10)
-plots.save(fig, "07_order")
+plots.save(fig, "07_order", "Gain of each trick when added in order and when taken away from the end: the two differ")
 for name in ("images in one tensor", "channels last"):
     in_order, at_end = (fall.loc[f"{kind}: {name}", "median"] for kind in ("gain", "gain at the end"))
     assert at_end > in_order, f"{name} bring more, the faster the rest is"
@@ -340,7 +344,11 @@ ax.set_yticks(range(len(names)), [f"with {name}" for name in names])
 ax.set(ylim=(len(names) - 0.5, -0.5), xlabel="difference of validation accuracy, points")
 n_pairs = cost["n"].iloc[0]
 ax.set_title(f"n = {n_pairs} pairs; line: lowest to highest", loc="left")
-plots.save(fig, "07_accuracy")
+plots.save(
+    fig,
+    "07_accuracy",
+    "Difference in validation accuracy of four tricks: about none, but for batches of 512, which cost points",
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -377,7 +385,7 @@ for ax, unit in zip(axes, ("images", "s"), strict=True):
 axes[0].set_yticks(range(3), labels.values())
 axes[0].invert_yaxis()
 axes[0].set_title(f"n = {reached['n'].iloc[0]} seeds; line: lowest to highest", loc="left")
-plots.save(fig, "07_target")
+plots.save(fig, "07_target", "Images and seconds to the target accuracy: small batches with all tricks are quickest")
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -481,7 +489,9 @@ draw_roof(ax, points, roofs, per_s["cache bandwidth"])
 ax.legend(loc="lower right")
 title = f"filled: forward, hollow: backward; dotted: from the cache; medians, n = {roof_rows['n'].iloc[0]}"
 ax.set_title(title, loc="left", fontsize=10)
-plots.save(fig, "07_roofline")
+plots.save(
+    fig, "07_roofline", "Each layer as a point below the roof that the machine's peak and its memory bandwidth make"
+)
 reach = {kind: (each["flops"].sum() / each["ms"].sum() / 1e6) for kind, each in points.groupby("kind", sort=False)}
 for kind in ("convolution", "batch norm", "activation", "pooling"):
     print(f"{kind:<11} {reach[kind]:7.1f} GFLOP/s, {100 * reach[kind] * 1e9 / roofs['bf16'].peak:5.1f} % of the peak")
@@ -518,7 +528,7 @@ ax.scatter(points["intensity"], points["speed"] / 1e9, 34, color="0.7", label="s
 draw_roof(ax, own, own_roofs, costs.bandwidth(2**20, 30))
 ax.legend(loc="lower right")
 ax.set_title(f"your machine: {own_precision}, batch of 64", loc="left")
-plots.save(fig, "07_own_roofline")
+plots.save(fig, "07_own_roofline", "Your machine's layers below its own roof, the shipped ones in grey")
 assert own.groupby("kind")["speed"].median()["convolution"] > own.groupby("kind")["speed"].median()["activation"]
 
 # %% [markdown]
@@ -536,7 +546,11 @@ for (kind, direction), each in points.groupby(["kind", "direction"], sort=False)
     ax.scatter(each["flops"] / 1e9, each["ms"], 34, edgecolors=KIND[kind], facecolors=face, label=label)
 ax.set(xscale="log", yscale="log", xlabel="GFLOP for a batch of 512 (logarithmic)", ylabel="milliseconds (logarithmic)")
 ax.legend(loc="lower right")
-plots.save(fig, "07_flops")
+plots.save(
+    fig,
+    "07_flops",
+    "Milliseconds against FLOPs of each layer: of equal FLOPs, convolutions take far less than pooling or norms",
+)
 kinds = {"all layers": set(KIND), "convolutions": {"convolution"}, "all others": set(KIND) - {"convolution"}}
 agree = {}
 for name, of in kinds.items():
@@ -600,7 +614,9 @@ ax.plot(flops[middle] * np.array([0.2, 20]), times[middle] * np.array([0.2, 20])
 ax.set(xscale="log", yscale="log", xlabel="GFLOP an image and step", ylabel="µs an image")
 counts = [shipped[name]["n"].iloc[0] for name in ("width", "growth")]
 ax.legend(title=f"dashed: time ∝ FLOPs\nmedians, n = {counts[0]} (width), {counts[1]}")
-plots.save(fig, "07_growth")
+plots.save(
+    fig, "07_growth", "Time an image against FLOPs as width, depth or image size grow: less than proportional at first"
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -653,7 +669,11 @@ ax.plot(x, [1e6 * model.seconds(size) for size in x], color=plots.INK, label="α
 ax.axvline(model.latency / model.per_byte, color=plots.GREY, ls="--", lw=1)
 ax.set(xscale="log", yscale="log", xlabel="bytes of a message", ylabel="µs an all-reduce")
 ax.legend(title=f"median and range, n = {heard['n'].iloc[0]} rounds")
-plots.save(fig, "07_talk")
+plots.save(
+    fig,
+    "07_talk",
+    "Time of an all-reduce against message size: level up to some hundred kB, then proportional, as the model says",
+)
 print(f"α = {1e6 * model.latency:.0f} µs, 1/β = {1e-9 / model.per_byte:.1f} GB/s; n = {heard['n'].iloc[0]} a size")
 print("dashed: the size from which on bytes cost more than the latency")
 assert len(sizes) >= 8
@@ -729,7 +749,11 @@ def draw_scaling(share):
 
 
 # %%
-plots.save(draw_scaling(SHARE), "07_scaling")
+plots.save(
+    draw_scaling(SHARE),
+    "07_scaling",
+    "Share of time spent calculating against the number of GPUs, for three networks between them",
+)
 for link in LINKS:
     useful, seconds = efficiency(8, link)
     print(f"8 GPUs, {link:<17} {useful:.0%} of the time calculating, {seconds:.0f} s an epoch of ImageNet")

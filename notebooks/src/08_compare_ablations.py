@@ -78,7 +78,11 @@ claims = experiments.claims()
 print(f"{len(claims)} claims: " + ", ".join(f"{n} {kind}" for kind, n in claims["verdict"].value_counts().items()))
 
 # %%
-plots.save(plots.claims(claims), "08_claims")
+plots.save(
+    plots.claims(claims),
+    "08_claims",
+    "Forest plot of all claims of the course: differences with intervals, margins, and verdicts by colour and shape",
+)
 
 # %% [markdown]
 # (The axis is linear between −1 and 1 and logarithmic beyond, so that one point and forty fit into one picture.) From
@@ -189,7 +193,11 @@ for name, (shade, _) in plots.VERDICTS.items():
     ax.text(10.6, bottom[10] + counts.loc[name, 10] / 2, name, color=shade, va="center", fontweight="bold", fontsize=10)
     bottom = bottom + counts.loc[name]
 ax.set(xlabel="seeds", ylabel=f"claims, of {len(ten)}", xticks=range(2, 11))
-plots.save(fig, "08_seeds")
+plots.save(
+    fig,
+    "08_seeds",
+    "Bars of verdicts against the number of seeds: with two most are inconclusive, with more about a third",
+)
 turned = sum(set(row) >= {"supported", "refuted"} for row in judged.to_numpy())
 print(
     f"{(judged[2] == 'inconclusive').sum()} inconclusive after two seeds, {(judged[10] == 'inconclusive').sum()} after"
