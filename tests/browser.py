@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 PATIENCE = 300  # seconds that a cell, or anything else, may take: machines that test are busy
+LATENCIES: dict[str, float] = {}  # of a lesson: the median time from a key to the new picture, seconds
 TALLEST = 16_000  # pixels of a picture; Chromium draws none above 16,384
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -103,3 +104,223 @@ def chromium() -> Iterator[Any]:
         )
         yield browser
         browser.close()
+
+
+# ------------------------------------------------------------------------------------------------------- a lesson
+
+NOTEBOOK = "const notebook = window.jupyterapp.shell.currentWidget.content;"
+# "Run All Cells" is lost unless the kernel is connected, which its icon alone does not tell.
+READY = """() => {
+    const widget = window.jupyterapp?.shell?.currentWidget;
+    return widget?.context?.isReady && widget.sessionContext?.isReady
+        && widget.sessionContext.session?.kernel?.connectionStatus === 'connected'
+        && widget.sessionContext.session.kernel.status === 'idle';
+}"""
+CELLS = f"""() => {{
+    {NOTEBOOK}
+    return notebook.widgets.map((widget, number) => {{
+        const cell = widget.model.toJSON(), code = cell.cell_type === 'code';
+        return {{
+            number, code, source: cell.source, count: code ? cell.execution_count : null,
+            errors: (cell.outputs ?? []).filter(output => output.output_type === 'error')
+                .map(error => error.ename + ': ' + error.evalue),
+            hasWidgets: widget.node.querySelector('.jp-OutputArea .jupyter-widgets') !== null,
+        }};
+    }});
+}}"""
+# How many code cells have run; or true when all have, and the kernel rests; or true after an error, which stops the rest.
+PROGRESS = f"""before => {{
+    {NOTEBOOK}
+    const code = notebook.widgets.map(widget => widget.model).filter(model => model.type === 'code');
+    const ran = code.filter(model => model.executionCount !== null);
+    const failed = ran.some(model => model.outputs.toJSON().some(output => output.output_type === 'error'));
+    const idle = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle';
+    return failed || (ran.length === code.length && idle) || (ran.length > before && ran.length < code.length && ran.length);
+}}"""
+# Notes each picture that a cell shows, however short, as a live plot's are.
+WATCH = f"""() => {{
+    {NOTEBOOK}
+    window.pictures = new Map();
+    const note = image => {{
+        const cell = image.closest('.jp-Cell');
+        if (cell && image.src) window.pictures.set(cell, (window.pictures.get(cell) ?? new Set()).add(image.src));
+    }};
+    const look = node => node.matches?.('img') ? note(node) : node.querySelectorAll?.('img').forEach(note);
+    new MutationObserver(changes => changes.forEach(change => [change.target, ...change.addedNodes].forEach(look)))
+        .observe(notebook.node, {{subtree: true, childList: true, attributes: true, attributeFilter: ['src']}});
+}}"""
+FRAMES = f"number => {{ {NOTEBOOK} return window.pictures.get(notebook.widgets[number].node)?.size ?? 0; }}"
+# What a cell shows below its code: the sources of its pictures, and its text with the values of its controls.
+SHOWN = """cell => {
+    const output = cell.querySelector('.jp-OutputArea');
+    const images = [...output.querySelectorAll('.jp-RenderedImage img')];
+    return {
+        pictures: images.map(image => image.src).join(' '), complete: images.every(image => image.complete),
+        text: output.innerText + [...output.querySelectorAll('.widget-readout')].map(readout => readout.innerText),
+    };
+}"""
+BEFORE_KEY = f"""cell => {{
+    window.shown = ({SHOWN})(cell);
+    window.pressed = null;
+    addEventListener('keydown', () => {{ window.pressed = performance.now(); }}, {{capture: true, once: true}});
+}}"""
+# Milliseconds from the key to what it changed, once `what` of the cell differs and can be seen.
+AFTER_KEY = f"""([cell, what]) => {{
+    const now = ({SHOWN})(cell);
+    return now.complete && now[what] && now[what] !== window.shown[what] && performance.now() - window.pressed;
+}}"""
+FOCUSED = f"""() => {{
+    {NOTEBOOK}
+    const element = document.activeElement, cell = element.closest('.jp-Cell');
+    const name = element.closest('.jupyter-widgets, .widget-radio')?.querySelector('label')?.innerText;
+    return {{
+        cell: notebook.widgets.findIndex(widget => widget.node === cell), body: element === document.body,
+        number: cell ? [...cell.querySelectorAll('.jp-OutputArea *')].indexOf(element) : -1,
+        kind: element.getAttribute('role') ?? element.type ?? element.tagName.toLowerCase(),
+        name: element.matches('button') ? element.innerText.trim() : name ?? '',
+    }};
+}}"""
+
+TO_NOTEBOOK = f"() => {{ {NOTEBOOK} document.activeElement.blur(); notebook.mode = 'command'; notebook.activate(); }}"
+# The cell that the arrow keys have come to, once it has the focus.
+ACTIVE = f"""() => {{
+    {NOTEBOOK}
+    return document.activeElement === notebook.activeCell.node ? {{cell: notebook.activeCellIndex}} : null;
+}}"""
+
+
+class Lesson:
+    """A lesson in a page of the browser; cells are numbered from 0, those of text too."""
+
+    def __init__(self, browser: Any, address: str, name: str) -> None:
+        self.name, self.errors = name, []
+        self.page = browser.new_page(viewport={"width": 1280, "height": 900})
+        self.page.set_default_timeout(1000 * PATIENCE)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        here = address.partition("/lab")[0]
+        self.page.route(lambda url: not url.startswith(here), self.stand_in)
+        self.page.goto(address.format(f"notebooks/{name}.ipynb"))
+        self.page.wait_for_function(READY)
+        self.command("notebook:clear-all-cell-outputs")  # what is there afterwards has been run
+        self.page.evaluate(WATCH)
+
+    @staticmethod
+    def stand_in(route: Any) -> None:
+        """Answer with an empty picture where a badge is fetched from another server."""
+        empty = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
+        route.fulfill(content_type="image/svg+xml", body=empty)
+
+    def command(self, name: str, **options: Any) -> None:
+        self.page.evaluate("([name, options]) => window.jupyterapp.commands.execute(name, options)", [name, options])
+
+    def run_all(self) -> None:
+        """Choose "Run All Cells" from the menu, and return when all have run, or one has failed."""
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        ran = 0
+        while ran is not True:
+            ran = self.page.wait_for_function(PROGRESS, arg=ran).json_value()
+
+    def cells(self) -> list[dict[str, Any]]:
+        return self.page.evaluate(CELLS)
+
+    def cells_with(self, *words: str) -> list[int]:
+        """Return the numbers of the code cells that hold one of `words`."""
+        return [cell["number"] for cell in self.cells() if cell["code"] and any(word in cell["source"] for word in words)]
+
+    def cell(self, number: int) -> Any:
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(number)
+
+    def frames(self, number: int) -> int:
+        """Return how many different pictures a cell has shown so far."""
+        return self.page.evaluate(FRAMES, number)
+
+    def go_to(self, number: int) -> None:
+        """Make a cell the active one, with the arrow keys."""
+        self.page.evaluate(TO_NOTEBOOK)
+        while (now := self.page.wait_for_function(ACTIVE).json_value()["cell"]) != number:
+            self.page.keyboard.press("ArrowDown" if now < number else "ArrowUp")
+            self.page.wait_for_function(f"now => ({ACTIVE})()?.cell !== now", arg=now)
+
+    def tabs(self, number: int) -> list[dict[str, Any]]:
+        """Return what the Tab key reaches in a cell, one after the other, until it leaves the cell.
+
+        Raises AssertionError when it does not leave it.
+        """
+        self.go_to(number)
+        reached = []
+        for _ in range(60):
+            self.page.keyboard.press("Tab")
+            at = self.page.evaluate(FOCUSED)
+            if at["cell"] != number and not at["body"]:
+                return reached
+            reached.append(at)
+        raise AssertionError(f"Tab does not leave cell {number}, where it reached {reached}")
+
+    def press(self, number: int, key: str, what: str = "pictures") -> float:
+        """Press `key`; return the seconds until `what` ("pictures" or "text") of a cell has changed."""
+        cell = self.cell(number).element_handle()
+        self.page.evaluate(BEFORE_KEY, cell)
+        self.page.keyboard.press(key)
+        return self.page.wait_for_function(AFTER_KEY, arg=[cell, what]).json_value() / 1000
+
+    def use_theme(self, theme: str) -> None:
+        self.command("apputils:change-theme", theme=theme)
+        light = str(theme == "JupyterLab Light").lower()
+        self.page.wait_for_function(f"document.body.dataset.jpThemeLight === '{light}'")
+
+    def take_pictures(self, path: Path, width: int) -> list[Path]:
+        """Write the whole lesson into `path`-1.png, `path`-2.png, …, each at most `TALLEST` pixels tall."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pane = self.page.locator(".jp-WindowedPanel-outer")
+        self.page.evaluate("() => { window.jupyterapp.shell.collapseLeft(); document.activeElement.blur(); }")
+        self.page.set_viewport_size({"width": width, "height": 900})
+        height, inside = pane.evaluate("pane => [pane.scrollHeight, pane.clientHeight]")
+        self.page.set_viewport_size({"width": width, "height": min(TALLEST, height + 900 - inside)})
+        inside, paths = pane.evaluate("pane => pane.clientHeight"), []
+        for place, top in enumerate(range(0, height, inside), start=1):
+            pane.evaluate("(pane, top) => { pane.scrollTop = top; }", top)
+            paths.append(path.with_name(f"{path.name}-{place}.png"))
+            self.page.screenshot(path=paths[-1])
+        self.page.set_viewport_size({"width": 1280, "height": 900})
+        return paths
+
+    def close(self) -> None:
+        """Close the page, and end its kernel."""
+        self.page.evaluate("() => window.jupyterapp.serviceManager.sessions.shutdownAll()")
+        self.page.close()
+
+
+# Text in outputs whose contrast with what is behind it is below 4.5, as [contrast, colour, background, text].
+FAINT = """() => {
+    const parse = text => {
+        const [r, g, b, alpha = 1] = text.match(/[\\d.]+/g).map(Number);
+        return text.startsWith('color(srgb') ? [255 * r, 255 * g, 255 * b, alpha] : [r, g, b, alpha];
+    };
+    const over = (top, below) => [0, 1, 2].map(i => top[3] * top[i] + (1 - top[3]) * below[i]);
+    const behind = element => {
+        if (!element) return [255, 255, 255];
+        const own = parse(getComputedStyle(element).backgroundColor);
+        return own[3] === 1 ? own.slice(0, 3) : over(own, behind(element.parentElement));
+    };
+    const linear = value => value <= 0.04045 * 255 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
+    const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+    const found = new Map();
+    for (const output of document.querySelectorAll('.jp-Notebook .jp-OutputArea-output')) {
+        const walker = document.createTreeWalker(output, NodeFilter.SHOW_TEXT);
+        while (walker.nextNode()) {
+            const text = walker.currentNode.textContent.trim();
+            const element = walker.currentNode.parentElement.closest(':not(option)');
+            if (!text || !element.checkVisibility({visibilityProperty: true})) continue;
+            const background = behind(element), color = over(parse(getComputedStyle(element).color), background);
+            const [low, high] = [luminance(color), luminance(background)].sort((a, b) => a - b);
+            const contrast = (high + 0.05) / (low + 0.05), round = values => values.map(Math.round).join(' ');
+            if (contrast < 4.5) {
+                const key = [contrast.toFixed(2), round(color), round(background), element.className || element.tagName];
+                if (!found.has(key.join())) found.set(key.join(), [...key, text.slice(0, 40)]);
+            }
+        }
+    }
+    return [...found.values()];
+}"""

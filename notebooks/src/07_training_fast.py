@@ -143,7 +143,7 @@ draw_profiles(ax, profiles)
 plots.save(
     fig,
     "07_profile",
-    "Milliseconds of a step by kind of work, the usual loop above the course's: every part is shorter in ours",
+    "Milliseconds of a step by kind of work, the usual loop above the course's: data nearly vanish, most parts shrink",
 )
 shares = profiles / profiles.sum()
 convolutions = shares.loc[["convolution, forward", "convolution, backward"]].sum()
@@ -176,7 +176,7 @@ assert profiles.loc["convolution, backward", "the usual loop"] > profiles.loc["c
 #
 # The rows were measured by `python cnn.py bench waterfall`: all loops in turn, several rounds, so that a busy moment of
 # the machine hits each of them alike. A bar's line goes from the lowest to the highest round: with six rounds or more
-# that is a 95 % interval of the median (the chance that all $n$ lie on one side of it is $2 \cdot 2^{-n}$).
+# that is a 95 % interval of the median (the chance that all $n$ rounds lie on one side of it is $2 \cdot 2^{-n}$).
 
 # %%
 RECOMPUTE = False
@@ -227,7 +227,9 @@ draw_waterfall(ax, fall[fall.index.str.startswith(("up to", "gain:"))], speeds_h
 ax.legend(loc="upper right")
 changes = "blue: rounding at most; red: changes the network or the recipe"
 ax.set_title(f"{changes}; × against the row above; n = {fall['n'].iloc[0]} rounds", loc="left", fontsize=10)
-plots.save(fig, "07_waterfall", "Images a second from the usual loop to the course's, trick by trick, with ranges")
+plots.save(
+    fig, "07_waterfall", "Images a second, trick by trick from the usual loop: bf16 and channels last bring most"
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -276,7 +278,7 @@ def draw_orders(ax, table):
 fig, ax = plt.subplots(figsize=(7.2, 3.4))
 draw_orders(ax, fall)
 ax.text(1, 1.02, f"n = {fall['n'].iloc[0]} rounds", transform=ax.transAxes, ha="right", fontsize=10)
-plots.save(fig, "07_order", "Gain of each trick when added in order and when taken away from the end: the two differ")
+plots.save(fig, "07_order", "Gain of each trick, added in order or taken away from the end: most bring more at the end")
 for name in ("images in one tensor", "channels last"):
     in_order, at_end = (fall.loc[f"{kind}: {name}", "median"] for kind in ("gain", "gain at the end"))
     assert at_end > in_order, f"{name} bring more, the faster the rest is"
@@ -416,7 +418,7 @@ assert ratio["batches of 512"]["max"] < 1, "images a second are not learning a s
 # On logarithmic axes that is a roof: a slope on the left, where memory decides, and a flat part on the right, where the
 # multiplying units do. They meet at the *ridge*. First the two speeds, each the best of all rounds, since a roof is what
 # can be reached at most: the peak as that of a large matrix product, the bandwidth as that of $a = b + s\,c$ on long
-# vectors.
+# vectors $a$, $b$ and $c$, with a number $s$.
 
 # %%
 roof_rows = shipped["roofline"]
@@ -490,7 +492,9 @@ ax.legend(loc="lower right")
 title = f"filled: forward, hollow: backward; dotted: from the cache; medians, n = {roof_rows['n'].iloc[0]}"
 ax.set_title(title, loc="left", fontsize=10)
 plots.save(
-    fig, "07_roofline", "Each layer as a point below the roof that the machine's peak and its memory bandwidth make"
+    fig,
+    "07_roofline",
+    "Speed against intensity, a point a layer: norms and ReLUs under the roof's slope, convolutions near its flat part",
 )
 reach = {kind: (each["flops"].sum() / each["ms"].sum() / 1e6) for kind, each in points.groupby("kind", sort=False)}
 for kind in ("convolution", "batch norm", "activation", "pooling"):
@@ -528,7 +532,11 @@ ax.scatter(points["intensity"], points["speed"] / 1e9, 34, color="0.7", label="s
 draw_roof(ax, own, own_roofs, costs.bandwidth(2**20, 30))
 ax.legend(loc="lower right")
 ax.set_title(f"your machine: {own_precision}, batch of 64", loc="left")
-plots.save(fig, "07_own_roofline", "Your machine's layers below its own roof, the shipped ones in grey")
+plots.save(
+    fig,
+    "07_own_roofline",
+    "Speed against intensity: your machine's layers and its own roof, the shipped layers in grey",
+)
 assert own.groupby("kind")["speed"].median()["convolution"] > own.groupby("kind")["speed"].median()["activation"]
 
 # %% [markdown]
@@ -549,7 +557,7 @@ ax.legend(loc="lower right")
 plots.save(
     fig,
     "07_flops",
-    "Milliseconds against FLOPs of each layer: of equal FLOPs, convolutions take far less than pooling or norms",
+    "Milliseconds against FLOPs, a point a layer: rising together, but pooling takes as long as large convolutions",
 )
 kinds = {"all layers": set(KIND), "convolutions": {"convolution"}, "all others": set(KIND) - {"convolution"}}
 agree = {}
@@ -615,7 +623,9 @@ ax.set(xscale="log", yscale="log", xlabel="GFLOP an image and step", ylabel="µs
 counts = [shipped[name]["n"].iloc[0] for name in ("width", "growth")]
 ax.legend(title=f"dashed: time ∝ FLOPs\nmedians, n = {counts[0]} (width), {counts[1]}")
 plots.save(
-    fig, "07_growth", "Time an image against FLOPs as width, depth or image size grow: less than proportional at first"
+    fig,
+    "07_growth",
+    "Time an image against FLOPs as width, depth or image size grow: all flatter than proportional, width the flattest",
 )
 
 # %%
@@ -648,7 +658,7 @@ assert both["max"] < 1, "on one machine that is a loss"
 
 # %% [markdown]
 # What does talking cost? To sum up $n$ bytes two processes need a **latency** $\alpha$, however few they are, and a time
-# $\beta$ for each byte:
+# $\beta$ for each byte, in all a time of
 #
 # $$T(n) = \alpha + \beta n$$
 #
@@ -672,7 +682,7 @@ ax.legend(title=f"median and range, n = {heard['n'].iloc[0]} rounds")
 plots.save(
     fig,
     "07_talk",
-    "Time of an all-reduce against message size: level up to some hundred kB, then proportional, as the model says",
+    "Time of an all-reduce against message size: level for small messages, then rising, close to the fitted model",
 )
 print(f"α = {1e6 * model.latency:.0f} µs, 1/β = {1e-9 / model.per_byte:.1f} GB/s; n = {heard['n'].iloc[0]} a size")
 print("dashed: the size from which on bytes cost more than the latency")
@@ -704,7 +714,7 @@ assert abs(error) < 0.25
 # Now extrapolate, with the same model. In a ring of $p$ processes an all-reduce of $n$ bytes takes $2(p - 1)$ messages,
 # one after the other, of $n/p$ bytes each ([Thakur et al. 2005](https://doi.org/10.1177/1094342005051521); [Patarasuk &
 # Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002)). Between two that is two messages, which our $\alpha$ and $\beta$
-# are of; so
+# are of; so the time is
 #
 # $$T(n, p) = (p - 1)\,\alpha + \frac{2 (p - 1)}{p}\, \beta n$$
 #
@@ -752,7 +762,7 @@ def draw_scaling(share):
 plots.save(
     draw_scaling(SHARE),
     "07_scaling",
-    "Share of time spent calculating against the number of GPUs, for three networks between them",
+    "Share of time spent calculating against the number of GPUs: nearly all with NVLink, less than half with Ethernet",
 )
 for link in LINKS:
     useful, seconds = efficiency(8, link)

@@ -81,7 +81,7 @@ print(f"{len(claims)} claims: " + ", ".join(f"{n} {kind}" for kind, n in claims[
 plots.save(
     plots.claims(claims),
     "08_claims",
-    "Forest plot of all claims of the course: differences with intervals, margins, and verdicts by colour and shape",
+    "Forest plot of all claims, with intervals, margins and verdicts: most differences are near zero, a few far right",
 )
 
 # %% [markdown]
@@ -139,8 +139,8 @@ print(f"standard deviation of a run: median {spread['std'].median():.2f} points,
 # %% [markdown]
 # A difference of two runs has twice the variance of one, unless the two have something in common. That is why the
 # course compares *pairs*: both runs of a seed see the same images in the same order, and begin with the same weights
-# where their shapes agree. With $s$ the standard deviation of the differences, and $t$ the quantile of Student's
-# distribution with $n - 1$ degrees of freedom, the 95 % interval of their mean $\bar d$ is
+# where their shapes agree. With $s$ the standard deviation of the $n$ differences, and $t$ the 0.975 quantile of
+# Student's distribution with $n - 1$ degrees of freedom, the 95 % interval of their mean $\bar d$ is
 #
 # $$\bar d \;\pm\; t_{0.975,\,n-1} \, \frac{s}{\sqrt n}$$
 #
@@ -196,7 +196,7 @@ ax.set(xlabel="seeds", ylabel=f"claims, of {len(ten)}", xticks=range(2, 11))
 plots.save(
     fig,
     "08_seeds",
-    "Bars of verdicts against the number of seeds: with two most are inconclusive, with more about a third",
+    "Stacked bars of verdicts against the number of seeds: with two most are inconclusive, with more a minority",
 )
 turned = sum(set(row) >= {"supported", "refuted"} for row in judged.to_numpy())
 print(
