@@ -72,19 +72,33 @@ def contents() -> str:
 
 def lesson(notebook: dict) -> dict:
     """Return a notebook with links instead of badges, folded code where JupyterLab folds it, and its figures' texts."""
-    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    for cell in code:
-        metadata = cell["metadata"]
-        cell["source"] = "".join(cell["source"]).removeprefix("# NBVAL_CHECK_OUTPUT\n")
-        if cell is code[0] or metadata.get("jupyter", {}).get("source_hidden"):
-            metadata["tags"] = [*metadata.get("tags", []), "hide-input"]
-        alts = [output.get("metadata", {}).get("image/png", {}).get("alt") for output in cell["outputs"]]
-        if any(alts):
-            metadata["mystnb"] = {"image": {"alt": next(filter(None, alts))}}
+    first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    cells = []
     for cell in notebook["cells"]:
+        cell["source"] = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            cell["source"] = linked("".join(cell["source"]))
-    return notebook
+            cells.append(cell | {"source": linked(cell["source"])})
+            continue
+        cell["source"] = cell["source"].removeprefix("# NBVAL_CHECK_OUTPUT\n")
+        if cell is first or cell["metadata"].get("jupyter", {}).get("source_hidden"):
+            cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "hide-input"]
+        cells += one_figure_each(cell)
+    return notebook | {"cells": cells}
+
+
+def one_figure_each(cell: dict) -> list[dict]:
+    """Return a code cell as several, of which only the first shows its code: MyST-NB has one figure text a cell."""
+    parts = [cell | {"metadata": dict(cell["metadata"]), "outputs": []}]
+    for output in cell["outputs"]:
+        alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+        if alt and "mystnb" in parts[-1]["metadata"]:
+            parts.append(
+                cell | {"metadata": {"tags": ["remove-input"]}, "outputs": [], "id": f"{cell['id']}-{len(parts)}"}
+            )
+        if alt:
+            parts[-1]["metadata"]["mystnb"] = {"image": {"alt": alt}}
+        parts[-1]["outputs"].append(output)
+    return parts
 
 
 def linked(text: str) -> str:

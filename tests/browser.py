@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,9 +99,7 @@ def chromium() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield browser
         browser.close()
 
@@ -128,14 +126,15 @@ CELLS = f"""() => {{
         }};
     }});
 }}"""
-# How many code cells have run; or true when all have, and the kernel rests; or true after an error, which stops the rest.
+# How many code cells have run; true when all have and the kernel rests, and after an error, which stops the rest.
 PROGRESS = f"""before => {{
     {NOTEBOOK}
     const code = notebook.widgets.map(widget => widget.model).filter(model => model.type === 'code');
     const ran = code.filter(model => model.executionCount !== null);
     const failed = ran.some(model => model.outputs.toJSON().some(output => output.output_type === 'error'));
     const idle = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle';
-    return failed || (ran.length === code.length && idle) || (ran.length > before && ran.length < code.length && ran.length);
+    if (failed || ran.length === code.length) return failed || idle;
+    return ran.length > before && ran.length;
 }}"""
 # Notes each picture that a cell shows, however short, as a live plot's are.
 WATCH = f"""() => {{
@@ -150,24 +149,22 @@ WATCH = f"""() => {{
         .observe(notebook.node, {{subtree: true, childList: true, attributes: true, attributeFilter: ['src']}});
 }}"""
 FRAMES = f"number => {{ {NOTEBOOK} return window.pictures.get(notebook.widgets[number].node)?.size ?? 0; }}"
-# What a cell shows below its code: the sources of its pictures, and its text with the values of its controls.
+# What a cell shows below its code: the sources of its pictures, and its text.
 SHOWN = """cell => {
     const output = cell.querySelector('.jp-OutputArea');
     const images = [...output.querySelectorAll('.jp-RenderedImage img')];
-    return {
-        pictures: images.map(image => image.src).join(' '), complete: images.every(image => image.complete),
-        text: output.innerText + [...output.querySelectorAll('.widget-readout')].map(readout => readout.innerText),
-    };
+    const pictures = images.every(image => image.complete) && images.map(image => image.src).join(' ');
+    return {pictures, text: output.innerText};
 }"""
-BEFORE_KEY = f"""cell => {{
+BEFORE = f"""cell => {{
     window.shown = ({SHOWN})(cell);
-    window.pressed = null;
-    addEventListener('keydown', () => {{ window.pressed = performance.now(); }}, {{capture: true, once: true}});
+    window.acted = performance.now();
+    addEventListener('keydown', () => {{ window.acted = performance.now(); }}, {{capture: true, once: true}});
 }}"""
-# Milliseconds from the key to what it changed, once `what` of the cell differs and can be seen.
-AFTER_KEY = f"""([cell, what]) => {{
+# Milliseconds from the key to what it changed, once that can be seen.
+AFTER = f"""([cell, what]) => {{
     const now = ({SHOWN})(cell);
-    return now.complete && now[what] && now[what] !== window.shown[what] && performance.now() - window.pressed;
+    return what.every(kind => now[kind] && now[kind] !== window.shown[kind]) && performance.now() - window.acted;
 }}"""
 FOCUSED = f"""() => {{
     {NOTEBOOK}
@@ -180,7 +177,10 @@ FOCUSED = f"""() => {{
         name: element.matches('button') ? element.innerText.trim() : name ?? '',
     }};
 }}"""
-
+# What the keyboard should reach in the output of a cell. (The square to draw in is for the mouse, and keeps every key.)
+CONTROLS = """cell => [...cell.querySelectorAll('.jp-OutputArea *')].flatMap((element, number) =>
+    element.matches('a[href], button, input, select, [tabindex="0"]:not(canvas)') && element.checkVisibility()
+        ? [number] : [])"""
 TO_NOTEBOOK = f"() => {{ {NOTEBOOK} document.activeElement.blur(); notebook.mode = 'command'; notebook.activate(); }}"
 # The cell that the arrow keys have come to, once it has the focus.
 ACTIVE = f"""() => {{
@@ -227,7 +227,8 @@ class Lesson:
 
     def cells_with(self, *words: str) -> list[int]:
         """Return the numbers of the code cells that hold one of `words`."""
-        return [cell["number"] for cell in self.cells() if cell["code"] and any(word in cell["source"] for word in words)]
+        code = [cell for cell in self.cells() if cell["code"]]
+        return [cell["number"] for cell in code if any(word in cell["source"] for word in words)]
 
     def cell(self, number: int) -> Any:
         return self.page.locator(".jp-Notebook .jp-Cell").nth(number)
@@ -258,12 +259,45 @@ class Lesson:
             reached.append(at)
         raise AssertionError(f"Tab does not leave cell {number}, where it reached {reached}")
 
-    def press(self, number: int, key: str, what: str = "pictures") -> float:
-        """Press `key`; return the seconds until `what` ("pictures" or "text") of a cell has changed."""
+    def tab_to(self, number: int, kind: str) -> None:
+        """Press Tab until a control of that kind in a cell has the focus, another one than before."""
+        for _ in range(60):
+            self.page.keyboard.press("Tab")
+            at = self.page.evaluate(FOCUSED)
+            if (at["cell"], at["kind"]) == (number, kind):
+                return
+        raise AssertionError(f"Tab reaches no {kind} in cell {number}")
+
+    def controls(self, number: int) -> list[int]:
+        """Return what the Tab key should reach in the output of a cell, as the numbers that `tabs` has."""
+        return self.cell(number).evaluate(CONTROLS)
+
+    def after(self, number: int, act: Callable[[], Any], *what: str) -> float:
+        """Act; return the seconds until `what` ("pictures", "text") of a cell have changed, from the key on if any."""
         cell = self.cell(number).element_handle()
-        self.page.evaluate(BEFORE_KEY, cell)
-        self.page.keyboard.press(key)
-        return self.page.wait_for_function(AFTER_KEY, arg=[cell, what]).json_value() / 1000
+        self.page.evaluate(BEFORE, cell)
+        act()
+        return self.page.wait_for_function(AFTER, arg=[cell, what]).json_value() / 1000
+
+    def press(self, number: int, key: str, *what: str) -> float:
+        """Press a key; return the seconds until `what` of a cell have changed."""
+        return self.after(number, lambda: self.page.keyboard.press(key), *what)
+
+    def open_list(self, choice: Any, steps: int) -> None:
+        """Open a drop-down list with the keyboard, and move in it; Enter then chooses."""
+        choice.focus()
+        self.page.keyboard.press("Space")
+        for _ in range(abs(steps)):
+            self.page.keyboard.press("ArrowDown" if steps > 0 else "ArrowUp")
+
+    def draw(self, canvas: Any) -> None:
+        """Draw a stroke with the mouse."""
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        self.page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
+        self.page.mouse.down()
+        self.page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.8 * box["height"], steps=5)
+        self.page.mouse.up()
 
     def use_theme(self, theme: str) -> None:
         self.command("apputils:change-theme", theme=theme)
@@ -317,8 +351,8 @@ FAINT = """() => {
             const [low, high] = [luminance(color), luminance(background)].sort((a, b) => a - b);
             const contrast = (high + 0.05) / (low + 0.05), round = values => values.map(Math.round).join(' ');
             if (contrast < 4.5) {
-                const key = [contrast.toFixed(2), round(color), round(background), element.className || element.tagName];
-                if (!found.has(key.join())) found.set(key.join(), [...key, text.slice(0, 40)]);
+                const colors = [contrast.toFixed(2), round(color), round(background)];
+                if (!found.has(colors.join())) found.set(colors.join(), [...colors, text.slice(0, 40)]);
             }
         }
     }

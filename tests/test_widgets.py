@@ -45,7 +45,7 @@ class Mouse:
 
     def __init__(self, views):
         [row] = views
-        self.canvas, controls = row.children
+        self.canvas, controls, _ = row.children
         self.pen, self.thickness, buttons = controls.children
         self.ask, self.clear = buttons.children
 

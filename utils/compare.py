@@ -28,6 +28,7 @@ TEMPLATE = Path(__file__).with_name("compare.html")
 PALETTE = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.VERMILION, plots.SKY, plots.DARK)
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
 SORTS = {"mean": False, "difference": False, "variant": True, "seconds": True, "n": False}  # column → ascending
+TABLE_STYLE = "<style>.cnn-table :is(th, td) {padding: 0 0.5em; text-align: right; line-height: 1.5}</style>"
 MOST_SEEDS = 50  # of one variant; t quantiles for these are in the page
 
 
@@ -283,13 +284,13 @@ def explore(found: Sequence[Study], start: str) -> None:
     import ipywidgets
 
     by_name = {study.name: study for study in found}
-    style, wide = {"description_width": "6.5em"}, {"width": "95%"}
+    style, narrow = {"description_width": "6.5em"}, {"width": "auto", "margin": "2px 1.5em 2px 0"}
     study = ipywidgets.Dropdown(options=list(by_name), value=start, description="experiment", style=style)
     metric = ipywidgets.Dropdown(options=METRICS, description="metric", style=style)
     axis = ipywidgets.Dropdown(options={"epochs": "epoch", "seconds": "seconds"}, description="against", style=style)
     smoothing = ipywidgets.IntSlider(1, 1, 5, description="mean over", style=style)
     baseline = ipywidgets.Dropdown(description="baseline", style=style)
-    variants = ipywidgets.SelectMultiple(description="variants", style=style, layout=wide)
+    variants = ipywidgets.HBox(layout={"flex_flow": "row wrap"})  # JupyterLab takes the arrow keys of a list for itself
     order = ipywidgets.Dropdown(options=[*SORTS], description="sort by", style=style)
     table, about = ipywidgets.HTML(), ipywidgets.HTML()
     buttons = [ipywidgets.Button(description=f"save {kind}") for kind in ("PNG", "SVG", "CSV")]
@@ -297,15 +298,20 @@ def explore(found: Sequence[Study], start: str) -> None:
 
     def choose(_: Any = None) -> None:
         names = by_name[study.value].variants
-        variants.options, variants.rows, baseline.options = names, min(8, len(names)), names
-        variants.value, baseline.value = tuple(names), names[-1]
+        variants.children = ()  # so that nothing is drawn before all is chosen
+        baseline.options, baseline.value = names, names[-1]
+        boxes = [ipywidgets.Checkbox(True, description=name, indent=False, layout=narrow) for name in names]
+        for box in boxes:
+            box.observe(draw, "value")
+        variants.children = boxes
 
     def settings() -> tuple[Study, str, Sequence[str], str]:
-        return by_name[study.value], metric.value, variants.value, baseline.value
+        ticked = [box.description for box in variants.children if box.value]
+        return by_name[study.value], metric.value, ticked, baseline.value
 
     def draw(_: Any = None) -> None:
-        if baseline.value not in by_name[study.value].variants or not variants.value:
-            return  # between two choices
+        if not settings()[2]:
+            return  # between two choices, or nothing is ticked
         fig = closed(figure(*settings(), axis.value, smoothing.value))
         handle[0] = plots.show_png(plots.quick_png(fig), plots.described(fig, study.value), handle[0]) or handle[0]
         about.value = f"<p>{html.escape(by_name[study.value].question)}</p>"
@@ -320,7 +326,7 @@ def explore(found: Sequence[Study], start: str) -> None:
     widgets.show(ipywidgets.VBox(view), "(Run this cell to choose experiment, variants, metric, axis and smoothing.)")
     draw()
     study.observe(choose, "value")
-    for control in (study, metric, axis, smoothing, baseline, variants, order):
+    for control in (study, metric, axis, smoothing, baseline, order):
         control.observe(draw, "value")
     for button in buttons:
         button.on_click(export)
@@ -338,10 +344,13 @@ def tables(study: Study, metric: str, variants: Sequence[str], baseline: str, by
     differing = [
         name for name in variants if name != baseline and name in study.settings and baseline in study.settings
     ]
-    parts = [rows.to_html(index=False, float_format="{:.2f}".format, na_rep="", border=0)]
+    parts = [
+        TABLE_STYLE,
+        rows.to_html(index=False, float_format="{:.2f}".format, na_rep="", border=0, classes="cnn-table"),
+    ]
     for variant in differing[:1]:
         diff = differences(study.settings, variant, baseline)
-        parts.append(f"<p>settings that differ</p>{diff.to_html(border=0)}")
+        parts.append(f"<p>settings that differ</p>{diff.to_html(border=0, classes='cnn-table')}")
     return "".join(parts)
 
 

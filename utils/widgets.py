@@ -63,6 +63,10 @@ def sketcher(receive: Callable[[str, bytes], None], colour: bool = False) -> lis
 
     pens, strokes = COLOURED_PENS if colour else PENS, []
     canvas = ipycanvas.Canvas(width=SIDE, height=SIDE, layout={"border": "1px solid #949494"})
+    canvas.add_class("cnn-square")
+    # ipycanvas takes every key, Tab too, once Tab has reached the square. What is not visible loses the focus again.
+    style = "<style>.cnn-square:focus-visible {visibility: hidden}</style>"
+    no_trap = ipywidgets.HTML(style, layout={"display": "none"})
     pen = ipywidgets.Dropdown(options=list(pens), description="pen")
     thickness = ipywidgets.IntSlider(value=18, min=2, max=60, description="thickness")
     clear, ask = (ipywidgets.Button(description=text) for text in ("Clear", "Ask"))
@@ -95,7 +99,7 @@ def sketcher(receive: Callable[[str, bytes], None], colour: bool = False) -> lis
     ask.on_click(lambda _: receive("drawing.png", drawn(strokes)))
     wipe()
     buttons = ipywidgets.VBox([pen, thickness, ipywidgets.HBox([ask, clear])])
-    return [ipywidgets.HBox([canvas, buttons])]
+    return [ipywidgets.HBox([canvas, buttons, no_trap])]
 
 
 def drawn(strokes: Sequence[Stroke], side: int = SIDE) -> bytes:

@@ -508,8 +508,8 @@ assert points.loc[block, "intensity"].min() > ridge
 # Norms, ReLUs and pooling stand on the left, under the slope: no faster multiplier would help them. (Horace He calls them
 # *memory-bound*, in [Making deep learning go brrrr](https://horace.io/brrr_intro.html).) What helps is to move fewer bytes:
 # bf16 halves them, and pooling **before** the norm quarters what the first norm reads. The 3×3 convolutions of the blocks
-# stand on the right of the ridge, where the peak decides, and yet below it: their maps are small and their channels few.
-# (The stem's convolution, of one channel, and the 1×1 shortcuts use each value less often.)
+# stand on the right of the ridge, where the peak decides, and yet most are below it: their maps are small and their
+# channels few. (The stem's convolution, of one channel, and the 1×1 shortcuts use each value less often.)
 #
 # Some points stand above the roof, which nothing can. The FLOPs are those of the formula, products with the zeros of the
 # padding included. On a map of 2×2 pixels these are five of nine, and the course's own kernel leaves them out.

@@ -68,7 +68,8 @@ exercises.quiz("08.largest")
 # Each line is a sentence that people say, and the difference that was measured: accuracy with the one decision, minus
 # accuracy without, both at their own best learning rate, over as many seeds as it says. The short upright mark is the
 # *margin*, written down before the first run: the claim holds if the whole interval lies to the right of it. The
-# verdicts are corrected for being so many (Holm's method).
+# verdicts are corrected for being so many (Holm's method), the intervals drawn are not: one that just clears its margin
+# may still be inconclusive.
 
 # %%
 from utils import experiments, plots
