@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
+import browser
 import pytest
 
 from utils import links
@@ -139,24 +140,19 @@ def address(site) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    """A headless Chromium."""
-    import shutil
-
-    sync_api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield browser
-        browser.close()
+def chromium() -> Iterator:
+    if missing := browser.what_is_missing():
+        pytest.skip(missing)
+    with browser.chromium() as launched:
+        yield launched
 
 
 class Tab:
     """A page of the site in the browser, with no network but this machine's own; what went wrong is noted."""
 
-    def __init__(self, browser, address: str) -> None:
+    def __init__(self, chromium, address: str) -> None:
         self.address, self.asked, self.errors = address, [], []
-        self.page = browser.new_page(viewport={"width": 1280, "height": 900})
+        self.page = chromium.new_page(viewport={"width": 1280, "height": 900})
         self.page.route(lambda url: not url.startswith(address), self.refuse)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
