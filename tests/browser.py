@@ -17,7 +17,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-PATIENCE = 300  # seconds that a cell, or anything else, may take: machines that test are busy
+PATIENCE = 300  # seconds that a cell may take: machines that test are busy
+SHORTLY = 60  # seconds that anything else may take
 LATENCIES: dict[str, float] = {}  # of a lesson: the median time from a key to the new picture, seconds
 TALLEST = 16_000  # pixels of a picture; Chromium draws none above 16,384
 SETTINGS = {
@@ -38,7 +39,7 @@ def what_is_missing() -> str | None:
     return None
 
 
-def wait_until(true, what: str, seconds: float = PATIENCE) -> None:
+def wait_until(true, what: str, seconds: float = SHORTLY) -> None:
     """Return when `true()` is, and raise TimeoutError that says `what` was waited for when it is not in time."""
     end = time.monotonic() + seconds
     while not true():
@@ -179,8 +180,8 @@ FOCUSED = f"""() => {{
 }}"""
 # What the keyboard should reach in the output of a cell. (The square to draw in is for the mouse, and keeps every key.)
 CONTROLS = """cell => [...cell.querySelectorAll('.jp-OutputArea *')].flatMap((element, number) =>
-    element.matches('a[href], button, input, select, [tabindex="0"]:not(canvas)') && element.checkVisibility()
-        ? [number] : [])"""
+    element.matches('a[href], button, input, select, [contenteditable], [tabindex="0"]:not(canvas)')
+        && element.checkVisibility() ? [number] : [])"""
 TO_NOTEBOOK = f"() => {{ {NOTEBOOK} document.activeElement.blur(); notebook.mode = 'command'; notebook.activate(); }}"
 # The cell that the arrow keys have come to, once it has the focus.
 ACTIVE = f"""() => {{
@@ -195,7 +196,7 @@ class Lesson:
     def __init__(self, browser: Any, address: str, name: str) -> None:
         self.name, self.errors = name, []
         self.page = browser.new_page(viewport={"width": 1280, "height": 900})
-        self.page.set_default_timeout(1000 * PATIENCE)
+        self.page.set_default_timeout(1000 * SHORTLY)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
         here = address.partition("/lab")[0]
@@ -220,7 +221,7 @@ class Lesson:
         self.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         ran = 0
         while ran is not True:
-            ran = self.page.wait_for_function(PROGRESS, arg=ran).json_value()
+            ran = self.page.wait_for_function(PROGRESS, arg=ran, timeout=1000 * PATIENCE).json_value()
 
     def cells(self) -> list[dict[str, Any]]:
         return self.page.evaluate(CELLS)

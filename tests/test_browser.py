@@ -138,7 +138,7 @@ def test_own_image_is_uploaded_and_drawn(lesson, tmp_path):
         lesson.cell(number).get_by_role("button", name="Upload").focus()
         with lesson.page.expect_file_chooser() as chooser:
             lesson.page.keyboard.press("Space")
-        lesson.after(number, lambda: chooser.value.set_files(tmp_path / "own.png"), "pictures")  # noqa: B023
+        lesson.after(number, lambda: chooser.value.set_files(tmp_path / "own.png"), "pictures")
         lesson.cell(number).get_by_role("checkbox").focus()
         lesson.press(number, "Space", "pictures")
         lesson.draw(lesson.cell(number).locator("canvas"))

@@ -5,6 +5,7 @@ Each rule is a function that returns what it objects to, so that every rule is a
 
 import ast
 import base64
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,6 +131,14 @@ def images_without_alt(notebook: NotebookNode) -> list[str]:
     ]
 
 
+def headings_out_of_order(notebook: NotebookNode) -> list[str]:
+    """One title, and below it no level left out: screen readers jump from heading to heading."""
+    prose = re.sub(r"```.*?```", "", "\n".join(markdown(notebook)), flags=re.DOTALL)
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", prose, re.MULTILINE)]
+    jumps = [f"from level {a} to {b}" for a, b in itertools.pairwise(levels) if b > a + 1]
+    return jumps if levels[:1] == [1] and levels.count(1) == 1 else [*jumps, "expected one title, and it first"]
+
+
 def without_alt(text: str) -> list[str]:
     """The images in Markdown or HTML that have no alternative text."""
     return [
@@ -150,6 +159,7 @@ RULES = (
     machine_paths,
     other_first_cell,
     images_without_alt,
+    headings_out_of_order,
 )
 
 
@@ -208,10 +218,13 @@ BROKEN = [
     (machine_paths, printed("PosixPath('/home/me/cnn-course')")),
     (machine_paths, shown(html=r"C:\Users\me\cnn-course")),
     (other_first_cell, changed(1, source="import utils")),
-    (images_without_alt, changed(0, source="![](../figures/network.png)")),
-    (images_without_alt, changed(0, source='<img src="../figures/network.png" width="600">')),
+    (images_without_alt, changed(0, source="# A lesson\n\n![](../figures/network.png)")),
+    (images_without_alt, changed(0, source='# A lesson\n\n<img src="../figures/network.png" width="600">')),
     (images_without_alt, shown(markdown="![](data:image/png;base64,AAAA)")),
     (images_without_alt, lambda notebook: notebook.cells[-1].outputs[0].update(metadata={})),
+    (headings_out_of_order, lambda notebook: notebook.cells.append(new_markdown_cell("### Skips a level"))),
+    (headings_out_of_order, lambda notebook: notebook.cells.append(new_markdown_cell("# A second title"))),
+    (headings_out_of_order, changed(0, source="No title, ![a network of four layers](../figures/network.png)")),
 ]
 
 

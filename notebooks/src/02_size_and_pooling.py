@@ -951,8 +951,7 @@ Markdown(f"""
 - {results[5]}.
 - {results[6]}.
 - No pooling makes a network blind to shifts: one pixel changes {tipped.min():.0f} to {tipped.max():.0f} % of the
-  answers (n = {shifted["seed"].nunique()} networks of each kind), {other.loc["trained on shifts", 1]:.0f} % if training
-  images were shifted, too.
+  answers (n = {shifted["seed"].nunique()} each), {other.loc["trained on shifts", 1]:.0f} % if it was trained on shifts.
 """)
 
 # %% [markdown]
