@@ -199,7 +199,7 @@ speeds_here = {}
 for name in loops.WATERFALL:
     tricks = loops.tricks_up_to(name)
     tricks = replace(tricks, bf16=tricks.bf16 and fast_bf16)
-    speeds_here[name] = max(loops.with_tricks(tricks, 512, laid_out.name) for _ in range(device.budget(2, small=1)))
+    speeds_here[name] = max(loops.with_tricks(tricks, 512, laid_out.name) for _ in range(2))
 usually, at_best = speeds_here["usual loop"], speeds_here["batches of 512"]
 print(f"here and now: {usually:,.0f} images/s usually, {at_best:,.0f} with all tricks")
 assert at_best > usually
