@@ -39,6 +39,9 @@ def what_is_missing() -> str | None:
     return None
 
 
+MISSING = what_is_missing()
+
+
 def wait_until(true, what: str, seconds: float = SHORTLY) -> None:
     """Return when `true()` is, and raise TimeoutError that says `what` was waited for when it is not in time."""
     end = time.monotonic() + seconds
@@ -63,7 +66,7 @@ def answers(port: int) -> bool:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return the environment of a server whose every trace, and that of its kernels, stays in `folder`."""
+    """Return the environment of a Jupyter whose every trace, and that of its kernels, stays in `folder`."""
     for name in ("config/labconfig", "data", "runtime", "checkpoints", "cache", "figures"):
         (folder / name).mkdir(parents=True)
     (folder / "config/labconfig/default_setting_overrides.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
@@ -71,7 +74,8 @@ def environment(folder: Path) -> dict[str, str]:
     jupyter = {f"JUPYTER_{name.upper()}_DIR": str(folder / name) for name in ("config", "data", "runtime")}
     course = {f"CNN_{name.upper()}_DIR": str(folder / name) for name in ("results", "figures", "cache")}
     small = {"CNN_BUDGET": "small", "CNN_DEVICE": "cpu", "OMP_WAIT_POLICY": "passive"}
-    return {**os.environ, **jupyter, **course, **small}
+    own = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # the tests' own: no pictures
+    return {**own, **jupyter, **course, **small}
 
 
 @contextmanager
@@ -170,12 +174,12 @@ AFTER = f"""([cell, what]) => {{
 FOCUSED = f"""() => {{
     {NOTEBOOK}
     const element = document.activeElement, cell = element.closest('.jp-Cell');
-    const name = element.closest('.jupyter-widgets, .widget-radio')?.querySelector('label')?.innerText;
+    const label = element.labels?.[0] ?? element.closest('.jupyter-widgets')?.querySelector('label');
     return {{
         cell: notebook.widgets.findIndex(widget => widget.node === cell), body: element === document.body,
         number: cell ? [...cell.querySelectorAll('.jp-OutputArea *')].indexOf(element) : -1,
         kind: element.getAttribute('role') ?? element.type ?? element.tagName.toLowerCase(),
-        name: element.matches('button') ? element.innerText.trim() : name ?? '',
+        name: (element.matches('button') ? element : label)?.innerText.trim() ?? '',
     }};
 }}"""
 # What the keyboard should reach in the output of a cell. (The square to draw in is for the mouse, and keeps every key.)
@@ -197,7 +201,7 @@ class Lesson:
         self.name, self.errors = name, []
         self.page = browser.new_page(viewport={"width": 1280, "height": 900})
         self.page.set_default_timeout(1000 * SHORTLY)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("pageerror", lambda error: self.errors.append(f"{error} {error.stack}"))
         self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
         here = address.partition("/lab")[0]
         self.page.route(lambda url: not url.startswith(here), self.stand_in)
@@ -304,6 +308,9 @@ class Lesson:
         self.command("apputils:change-theme", theme=theme)
         light = str(theme == "JupyterLab Light").lower()
         self.page.wait_for_function(f"document.body.dataset.jpThemeLight === '{light}'")
+        self.page.locator("#jupyterlab-splash").wait_for(
+            state="detached"
+        )  # JupyterLab fails to remove it for two at once
 
     def take_pictures(self, path: Path, width: int) -> list[Path]:
         """Write the whole lesson into `path`-1.png, `path`-2.png, …, each at most `TALLEST` pixels tall."""

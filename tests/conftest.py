@@ -1,7 +1,9 @@
 """What holds for every test: it writes neither into the user's cache nor into the repository, and opens no window."""
 
 import os
+from collections.abc import Iterator
 
+import browser
 import pytest
 import torch
 from hypothesis import settings
@@ -25,3 +27,16 @@ def own_folders(tmp_path_factory):
         for name in ("CNN_CACHE_DIR", "CNN_RESULTS_DIR", "CNN_FIGURES_DIR"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
         yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # the outermost: what it writes stands below all else
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Says how fast the lessons answered in a browser, or that they were left out."""
+    yield
+    if browser.LATENCIES:
+        times = ", ".join(f"{name[:2]} {seconds:.2f} s" for name, seconds in browser.LATENCIES.items())
+        terminalreporter.write_line(f"from a key to the new picture, median of a lesson: {times}")
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    if browser.MISSING and any("test_browser.py" in getattr(report, "nodeid", "") for report in reports):
+        left_out = f"Left out: the lessons in a real browser (tests/test_browser.py): {browser.MISSING}"
+        terminalreporter.write_line(left_out, yellow=True)

@@ -20,7 +20,7 @@ IN_THE_DARK = "03_batch_normalization"  # is also drawn in the dark theme
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.skipif(browser.what_is_missing() is not None, reason=f"{browser.what_is_missing()}"),
+    pytest.mark.skipif(browser.MISSING is not None, reason=browser.MISSING or ""),
 ]
 
 
@@ -119,11 +119,11 @@ def test_controls_of_compared_runs_change_picture_and_table(lesson):
         order = lesson.cell(number).get_by_label("sort by", exact=True)
         lesson.open_list(order, [*compare.SORTS].index("variant"))
         lesson.page.keyboard.press("Enter")
-        lesson.page.wait_for_function(SORTED, arg=lesson.cell(number).locator("table").first.element_handle())
+        lesson.page.wait_for_function(SORTED, arg=lesson.cell(number).element_handle())
 
 
-SORTED = """table => {
-    const names = [...table.tBodies[0].rows].map(row => row.cells[0].innerText);
+SORTED = """cell => {
+    const names = [...cell.querySelector('table').tBodies[0].rows].map(row => row.cells[0].innerText);
     return names.length > 1 && names.join() === [...names].sort().join();
 }"""
 

@@ -1,13 +1,16 @@
 """The fast paths compute what torch.nn computes."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import kernels
+from utils import files, kernels
 
 SHAPES = [(3, 5, 3, 1, 2), (3, 5, 3, 2, 4), (4, 6, 1, 2, 7), (4, 6, 1, 2, 8), (2, 3, 3, 2, 5), (2, 2, 5, 3, 9)]
 
@@ -61,6 +64,33 @@ def test_other_convolutions_take_torchs_own_path(options):
     x = torch.randn(2, 4, 2 if options.get("dilation") != 2 else 3, 3).bfloat16()
     assert layer.faster_product(x) is None
     assert torch.equal(layer(x), nn.Conv2d.forward(layer, x))
+
+
+@pytest.mark.parametrize(("fan_in", "groups"), [(1, 1), (4, 1), (6, 2), (8, 1)])
+def test_subsampling_of_few_channels_is_torchs_to_the_bit(fan_in, groups):
+    x = torch.randn(16, fan_in, 14, 13).to(memory_format=torch.channels_last)
+    layer = kernels.Conv2d(fan_in, 16, 1, 2, groups=groups)
+    images, same = x.clone().requires_grad_(), x.clone().requires_grad_()
+    out, expected = layer(images), F.conv2d(same, layer.weight, layer.bias, 2, groups=groups)
+    assert torch.equal(out, expected)
+    gradients = [
+        torch.autograd.grad(y.square().sum(), (of, layer.weight)) for y, of in ((out, images), (expected, same))
+    ]
+    assert torch.allclose(gradients[0][0], gradients[1][0])
+    assert torch.allclose(gradients[0][1], gradients[1][1], atol=1e-4)
+
+
+def test_narrow_networks_train_where_only_avx2_is_there():
+    """There oneDNN's 1×1 convolution with a stride of fewer than 8 channels writes beyond its memory."""
+    code = (
+        "import torch; from utils.model import CNN, CNNConfig; torch.set_num_threads(1)\n"
+        "net = CNN(CNNConfig(width=4)).to(memory_format=torch.channels_last)\n"
+        "for _ in range(40): net(torch.randn(128, 1, 28, 28)).square().sum().backward()\n"
+        "print('done')"
+    )
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    run = subprocess.run([sys.executable, "-c", code], cwd=files.ROOT, env=environment, capture_output=True, text=True)
+    assert run.stdout == "done\n", run.stderr
 
 
 def test_other_precisions_take_torchs_own_path(monkeypatch):

@@ -9,18 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+FEW = 8  # channels: one AVX register of fp32 numbers
 SMALL_MAP = 4  # pixels of an output map up to which a product of patches beats oneDNN's convolution
 
 
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d`; in bf16 on a CPU a matrix product, where that beats oneDNN's convolution.
 
-    Everywhere else it is `nn.Conv2d` itself, whose parameters and names it has.
+    Everywhere else it is `nn.Conv2d` itself, whose parameters and names it has. A 1×1 kernel with a stride, which only
+    subsamples, does so before the convolution if channels are few: there oneDNN writes beyond its memory on CPUs with
+    AVX2 only (torch 2.14, fewer than 8 channels in channels-last format), and the process dies.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         product = self.faster_product(x) if x.device.type == "cpu" and dtype == torch.bfloat16 else None
+        if product is None and self.kernel_size == (1, 1) and self.padding == (0, 0) and self.in_channels < FEW:
+            x = x[:, :, :: self.stride[0], :: self.stride[1]]
+            return F.conv2d(x, self.weight, self.bias, groups=self.groups)
         if product is None:
             return super().forward(x)
         out = product.apply(x.to(dtype), self.weight.to(dtype), self.stride[0], self.padding[0])

@@ -59,7 +59,8 @@ elif missing:
 # ## Dropout: one image, many masks
 #
 # In training, dropout multiplies every value $x$ by a random *mask* $m$: it is zero with probability $p$, the *rate*.
-# What is kept is divided by $1 - p$, so that the mean stays what it was. In evaluation, nothing happens at all
+# What is kept is divided by $1 - p$, so that the mean of the result $\tilde x$ over all masks, $\mathbb{E}[\tilde x]$,
+# stays what it was. In evaluation, nothing happens at all
 # ([Srivastava et al. 2014](https://jmlr.org/papers/v15/srivastava14a.html)):
 #
 # $$\tilde x = \frac{m\,x}{1 - p} \qquad \Pr(m = 0) = p \qquad \Rightarrow \qquad \mathbb{E}[\tilde x] = x$$
@@ -135,7 +136,7 @@ for ax, (where, mask) in zip(axes, masks.items(), strict=True):
     ax.set(xticks=[], yticks=[])
     ax.set_title(names[where], color=plots.color(where), fontweight="bold")
     ax.spines[:].set_visible(False)
-plots.save(fig, "05_masks", "Maps in evaluation, with single values dropped at random, and with whole maps dropped")
+plots.save(fig, "05_masks", "Maps of one image: as they are; values dropped, the shape still shows; one whole map gone")
 assert abs(by_value.float().mean() - rate) < 0.05
 
 # %% [markdown]
@@ -152,9 +153,9 @@ assert alike > 0.1
 # %% [markdown]
 # ### One unit, 200 masks
 #
-# A unit of the next convolution adds up what is left, $y = \sum_i w_i \tilde x_i$. With every mask it says something
-# else. Its mean is what it says in evaluation, and its variance can be calculated, for masks of values $i$ and for
-# masks of whole channels $c$ (the mask's own variance is $p(1-p)$, divided by $(1-p)^2$):
+# A unit of the next convolution adds up what is left, $y = \sum_i w_i \tilde x_i$, with its weights $w_i$. With every
+# mask it says something else. Its mean is what it says in evaluation, and its variance can be calculated, for masks of
+# values $i$ and for masks of whole channels $c$ (the mask's own variance is $p(1-p)$, divided by $(1-p)^2$):
 #
 # $$\operatorname{Var}[y] = \frac{p}{1 - p} \sum_i w_i^2 x_i^2 \qquad\qquad
 # \operatorname{Var}[y] = \frac{p}{1 - p} \sum_c \Big(\sum_{i \in c} w_i x_i\Big)^2$$
@@ -209,7 +210,7 @@ def histograms(p):
 plots.save(
     histograms(0.3),
     "05_unit",
-    "Histograms of one unit's output under 200 masks: wider with whole maps than with values",
+    "Two histograms of one unit's output under random masks: wider with whole maps dropped than with single values",
 )
 assert predicted_std(0.3, channels=True) != predicted_std(0.3)
 
@@ -273,7 +274,7 @@ for ax in fig.axes[::2]:
 plots.save(
     fig,
     "05_dropout",
-    "Curves and paired differences of three dropouts against none, few images: small gains, more with batch norm",
+    "Curves and paired differences, few images: small gains, clear for all with batch norm, else for channels only",
 )
 
 # %% [markdown]
@@ -311,7 +312,7 @@ axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plots.save(
     fig,
     "05_gap",
-    "Training and validation accuracy of four dropouts on few images: a wide gap, smaller with dropout everywhere",
+    "Training and validation accuracy on few images, two panels by norm: dropout in the blocks narrows the gap",
 )
 
 
@@ -394,7 +395,7 @@ fig.suptitle(f"mean and 95 % intervals; n = {counts}; none: {dropped.runs['seed'
 plots.save(
     fig,
     "05_rates",
-    "Validation accuracy against dropout rate: small rates help a little, large ones harm without batch norm",
+    "Accuracy against dropout rate, by norm: without one, the highest in the blocks harms; the head's stays level",
 )
 
 # %%
@@ -438,7 +439,7 @@ axes[0, 0].legend(loc="upper right", bbox_to_anchor=(1.02, 1.2), ncols=2)
 plots.save(
     fig,
     "05_full",
-    "Training and validation accuracy with all images: validation above training, and dropout never ahead",
+    "Accuracies and paired differences, all images: validation above training, dropout behind none or level with it",
 )
 
 # %%
@@ -463,7 +464,7 @@ exercises.quiz("05.shift")
 # %% [markdown]
 # Batch normalization stores the variance that it sees in training, with the masks' noise in it, and divides by it in
 # evaluation, when there is no noise. For a unit $y = \sum_i w_i \tilde x_i$ of the layer between the two, the
-# calculation above says by how much it is too large:
+# calculation above says by how much it is too large ($\mathbb{E}$ is the mean over images and places):
 #
 # $$\underbrace{\operatorname{Var}[y]}_{\text{in training}} = \underbrace{\operatorname{Var}[y]}_{\text{in evaluation}}
 # + \frac{p}{1-p} \sum_i w_i^2\, \mathbb{E}[x_i^2]$$
@@ -562,7 +563,7 @@ ax.set_title(f"mean of n = {len(seeds)} networks, 95 % intervals, rate {half_rat
 plots.save(
     fig,
     "05_shift",
-    "Variance in evaluation over stored variance at each norm: below one behind dropout, about one without",
+    "Variance in evaluation over stored, norm by norm: near one without dropout, lowest at norms right behind it",
 )
 second, later = slice(2, None, 2), slice(3, None, 2)  # each block's second norm, and the first one from layer 2 on
 assert shifts["before the norm"][:, second].mean() < 0.85
@@ -621,8 +622,8 @@ assert all(abs(row["difference"]) < 3 for row in given_back.values()), "a few po
 #
 # Leave the masks on in evaluation and ask the same question 200 times: each mask is another network, and where they
 # disagree, the answer is uncertain. [Gal & Ghahramani (2016)](https://arxiv.org/abs/1506.02142) show that this is an
-# approximation of what a Bayesian would compute (*Monte-Carlo dropout*). With $\bar p$ the mean of the answers $p_t$
-# and $H$ the entropy, the disagreement is
+# approximation of what a Bayesian would compute (*Monte-Carlo dropout*). With $p_t$ the answer (the probabilities)
+# under mask $t$ of $T$, $\bar p$ the mean of these answers, and $H$ the entropy, the disagreement is
 #
 # $$\underbrace{H(\bar p)}_{\text{uncertainty in all}} -
 # \underbrace{\textstyle\frac1T \sum_t H(p_t)}_{\text{of each network by itself}}$$
@@ -673,7 +674,7 @@ fig.suptitle("200 masks each; blue: the true class", fontsize=11)
 plots.save(
     fig,
     "05_uncertainty",
-    "Answers of 200 masks to four images: in two all agree, in two they scatter over several classes",
+    "Four images and their class probabilities under many masks: for two all masks agree, for two they scatter",
 )
 assert asked[:, 2:].std(0).max() > 3 * asked[:, :2].std(0).max()
 
@@ -721,7 +722,8 @@ assert lead < 1
 # ## Initialization: how large should weights begin?
 #
 # A layer adds up products, $y = \sum_{i=1}^{n} w_i x_i$, over its $n$ inputs; for a 3×3 convolution $n$, the *fan-in*,
-# is 9 times its channels. If the weights are drawn independently with mean 0 and variance $g^2 / n$, then
+# is 9 times its channels. If the weights are drawn independently with mean 0 and variance $g^2 / n$, then, with
+# $\mathbb{E}$ the mean over such draws and $\overline{x^2}$ the mean of $x^2$ over the inputs,
 #
 # $$\mathbb{E}[y^2] = \sum_{i=1}^{n} \operatorname{Var}[w_i]\, x_i^2 = g^2 \cdot \overline{x^2}$$
 #
@@ -733,12 +735,13 @@ exercises.quiz("05.layers")
 
 # %% [markdown]
 # A ReLU sets the negative half to zero. For $y$ that is as often negative as positive, that is half of the mean square,
-# so from layer to layer
+# so from the outputs $y_l$ of layer $l$ to those of the next
 #
 # $$\mathbb{E}[y_{l+1}^2] = \frac{g^2}{2}\, \mathbb{E}[y_l^2] \qquad\Rightarrow\qquad
 # \text{after } L \text{ layers: } \left(\frac{g^2}{2}\right)^{L}$$
 #
-# The gradient goes the same way back, with the fan-out in place of the fan-in. Three answers:
+# The gradient goes the same way back, with the fan-out $n_{out}$, 9 times the channels of the output, in place of the
+# fan-in, here $n_{in}$. Three answers:
 #
 # | | variance of a weight | made for | gain | mean square, a ReLU layer |
 # |---|---|---|---|---|
@@ -826,7 +829,7 @@ def profile(gain, depth, activation):
 plots.save(
     profile(math.sqrt(2), 10, "relu"),
     "05_signal",
-    "Standard deviation of outputs and norm of gradients along the layers: level with He, else falling or rising",
+    "Output deviation and gradient norm by layer, log scale: He nearly level, small gains vanish, a large explodes",
 )
 
 # %% [markdown]
@@ -982,7 +985,7 @@ for ax, (norm, table) in zip(axes, needed.items(), strict=True):
     ax.set_title(norm, loc="left")
 fig.suptitle("single seeds (faint), their mean and 95 % interval; n: seeds that got there", fontsize=11)
 plots.save(
-    fig, "05_time", "Epochs to 80 % for five initializations: He first without a norm, all alike with batch norm"
+    fig, "05_time", "Epochs to reach 80 %, five initializations: without a norm He is first, with one nearly all alike"
 )
 
 # %%
@@ -1023,7 +1026,8 @@ exercises.quiz("05.with_norm")
 
 # %% [markdown]
 # The outputs stay; the gradient by the larger weights is $\alpha$ times smaller; the weights themselves are $\alpha$
-# times larger. So a step changes them, **as a share of themselves**, $\alpha^2$ times less:
+# times larger. So a step changes them, **as a share of themselves**, $\alpha^2$ times less ($\Delta W$ is the step,
+# $\eta$ the learning rate, $L$ the loss; on the right, $W$ are the weights without the factor):
 #
 # $$\frac{\Delta W}{W} = -\eta\, \frac{1}{\alpha W}\cdot \frac{1}{\alpha} \frac{\partial L}{\partial W} =
 # -\frac{\eta}{\alpha^2}\, \frac1W \frac{\partial L}{\partial W}$$
@@ -1074,7 +1078,7 @@ with_norm = ablation.facet(start.sweep, "batch norm")
 plots.save(
     plots.lr_sweep(with_norm[with_norm["lr"] < 10]),
     "05_lr_sweep_batch_norm",
-    "Validation accuracy against learning rate, five initializations with batch norm: all reach the same height",
+    "Accuracy against learning rate with batch norm: at low rates larger gains do worse, the best are nearly equal",
 )
 
 # %%
@@ -1122,7 +1126,7 @@ without_norm = ablation.facet(start.sweep, "no norm")
 plots.save(
     plots.lr_sweep(without_norm),
     "05_lr_sweep_no_norm",
-    "Validation accuracy against learning rate, five initializations without a norm: He works over most rates",
+    "Accuracy against learning rate without a norm: He does well at most rates, too large a gain at none",
 )
 at_most = {init: without_norm[without_norm["variant"] == init]["lr"].max() for init in INITS}
 for init, lr in at_most.items():
@@ -1134,7 +1138,7 @@ for init, lr in at_most.items():
 #
 # For ReLU one half of the mean square is lost, and so the gain is $\sqrt 2$. For other activations $f$ there may be no
 # formula, but there is always a simulation. Let $z$ be a unit's input, normal with mean 0 and standard deviation 1, as
-# the sum of many independent products nearly is. The next layer should see the same size again:
+# the sum of many independent products nearly is. With the gain $g$, the next layer should see the same size again:
 #
 # $$g^2 \cdot \mathbb{E}\left[f(z)^2\right] = 1, \qquad z \sim \mathcal N(0, 1)$$
 #
@@ -1310,7 +1314,7 @@ Markdown(f"""
 plots.save(
     plots.claims(claims),
     "05_all_claims",
-    "Forest plot of all claims of the course: differences with intervals, margins, and verdicts by colour and shape",
+    "Forest plot of all claims by lesson, intervals and margins: more inconclusive than supported or refuted",
 )
 assert set(claims["verdict"]) <= set(plots.VERDICTS)
 

@@ -115,7 +115,7 @@ steps, total = mine.iloc[:-1], mine.iloc[-1]  # the last claim is about all of t
 plots.save(
     plots.ledger(ledger.runs, steps),
     "06_ledger",
-    "Ledger of the recipe: each part's step in validation accuracy, and its paired difference from the row above",
+    "Accuracy and paired difference by row of the recipe: it climbs, but no single step is clearly above its margin",
 )
 
 # %% [markdown]
@@ -190,7 +190,8 @@ assert len(outliers) == 1, "the same seed in all of these lines"
 #
 # ## The learning rate: how fast, and when
 #
-# One-cycle is a formula. At step $t$ of $T$, with the peak $\eta_{\max}$ and the share $w$ of the run that it rises:
+# One-cycle is a formula. At step $t$ of $T$, with the peak $\eta_{\max}$ and the share $w$ of the run that it rises,
+# the learning rate $\eta_t$ is
 #
 # $$\eta_t = \eta_{\max} \cdot \begin{cases} \dfrac{t + 1}{wT + 1} & t < wT \\[2ex] \dfrac{T - t}{T - wT} & t \ge wT
 # \end{cases}$$
@@ -410,7 +411,7 @@ fig.suptitle(f"fashion-mnist, all {experiments.FULL.epochs} epochs, n = {lines['
 plots.save(
     fig,
     "06_full",
-    "Loss, accuracy, learning rate and speed over the full run, a line a seed: the seeds lie on each other",
+    "Loss, accuracy, learning rate and speed by epoch, a line a seed: seeds agree closely except in speed",
 )
 
 # %% [markdown]
@@ -533,7 +534,7 @@ for ax in axes.flat[len(worst) :]:
 plots.save(
     fig,
     "06_mistakes",
-    "The twelve surest mistakes, each with the network's answer and the true class, mostly tops taken for tops",
+    "The surest mistakes as images, answer and truth above each: mostly one kind of top or coat taken for another",
 )
 assert not right[worst].any()
 
@@ -542,9 +543,10 @@ assert not right[worst].any()
 #
 # A network that says "90 %" should be right in 90 of 100 such cases: then it is **calibrated**. Sort the images into
 # bins by the probability of the answer, its *confidence*, and see how many in each bin are right ([Guo et al.
-# 2017](https://arxiv.org/abs/1706.04599); the figure leaves out bins of fewer than ten images). On the dashed line, it keeps its word. Below it, it promises too much; above
-# it, it is better than it says. The **expected calibration error** (ECE) is the mean distance from the line: over $B$
-# bins with $n_b$ of $n$ images each,
+# 2017](https://arxiv.org/abs/1706.04599); the figure leaves out bins of fewer than ten images). On the dashed line, it
+# keeps its word. Below it, it promises too much; above it, it is better than it says. The **expected calibration
+# error** (ECE) is the mean distance from the line: over $B$ bins with $n_b$ of $n$ images each, of which in bin $b$ the
+# share $\text{right}_b$ is right, at a mean confidence of $\text{confidence}_b$,
 #
 # $$\text{ECE} = \sum_{b=1}^{B} \frac{n_b}{n}\, \big|\text{right}_b - \text{confidence}_b\big|$$
 
@@ -558,7 +560,7 @@ side.set(xlabel="confidence (%)", ylabel="of the images (%)", xlim=(0, 104))
 plots.save(
     fig,
     "06_calibration",
-    "Share right against confidence, just above the diagonal; and how often each confidence is given",
+    "Share right against confidence: above the diagonal; and bars of how often each is given, mostly a high one",
 )
 assert rows["n"].sum() == len(seen)
 
@@ -639,7 +641,7 @@ def first_filters(model):
 
 fig, ax = plt.subplots(figsize=(7.4, 1.3))
 plots.show_image(ax, first_filters(model))
-plots.save(fig, "06_filters", "The first layer's filters as small grey squares: edges and blobs")
+plots.save(fig, "06_filters", "The first layer's filters as small grey squares: many look like edges, lines or spots")
 
 # %% [markdown]
 # ### What becomes of an image
@@ -785,7 +787,7 @@ fig.supylabel(f"second ({kept[1]:.0%})", fontsize=11)
 plots.save(
     fig,
     "06_embedding",
-    "The images as points on two principal components, a panel a class: shoes lie apart, tops on each other",
+    "Images on two principal components, a panel a class: shoes lie apart, trousers and bags too, tops overlap",
 )
 
 # %% [markdown]
@@ -902,7 +904,7 @@ for ax in axes[1]:
     ax.set_xlabel("severity")
 fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 plots.save(
-    fig, "06_corruptions", "Accuracy against severity for four corruptions: all fall, most under contrast and rotation"
+    fig, "06_corruptions", "Accuracy against severity of four corruptions: all fall; flips, crops help at rotation only"
 )
 
 # %%
