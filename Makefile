@@ -17,13 +17,14 @@ WHAT ?= all
 LESSON ?= *
 PY := $(BIN)/python
 LESSONS := notebooks/$(LESSON).ipynb
+ELSEWHERE := tests/test_nbconvert.py tests/test_browser.py
 NBVAL := -p tests.lesson_memory --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval.cfg
 EXECUTE := --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 \
   --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab train test lint unit lessons notebooks site pages handout format evidence bench clean
+.PHONY: help lab train test lint unit lessons browser notebooks site pages handout format evidence bench clean
 .PHONY: setup setup-dev setup-bench setup-site
 
 help:  ## show this list
@@ -37,8 +38,8 @@ lab: setup  ## open the lessons in JupyterLab
 train: setup  ## train the network on the embedded data
 	@$(PY) cnn.py $(ARGS)
 
-test: setup-dev  ## lint, unit tests, and every lesson executed again
-	@"$(MAKE)" --no-print-directory --keep-going lint unit lessons
+test: setup-dev  ## lint, unit tests, every lesson executed again, and all of them in a real browser
+	@"$(MAKE)" --no-print-directory --keep-going lint unit lessons browser
 
 lint: setup-dev
 	$(PY) -m ruff check .
@@ -47,7 +48,7 @@ lint: setup-dev
 # The tests are of the code, so they run on the CPU unless CNN_DEVICE says otherwise: an accelerator may be there in name
 # only, like that of a hosted macOS machine, which has no memory.
 unit: setup-dev
-	CNN_DEVICE="$${CNN_DEVICE:-cpu}" $(PY) -m pytest tests $(ARGS)
+	CNN_DEVICE="$${CNN_DEVICE:-cpu}" $(PY) -m pytest tests $(patsubst %,--ignore=%,$(ELSEWHERE)) $(ARGS)
 
 # Threads that wait for each other do so passively here: on busy cores spinning takes the time that the other one needs.
 # A lesson that is only tested writes its results and figures beside the repository's own, into .cache.
@@ -56,6 +57,10 @@ lessons: setup-dev
 	@if [ -d results ]; then cp -R results .cache/lessons; fi
 	CNN_DEVICE="$${CNN_DEVICE:-cpu}" OMP_WAIT_POLICY=passive PYTHONPATH="$(CURDIR)" CNN_RESULTS_DIR="$(CURDIR)/.cache/lessons/results" \
 	  CNN_FIGURES_DIR="$(CURDIR)/.cache/lessons/figures" $(PY) -m pytest $(NBVAL) $(LESSONS)
+
+# Last, so that what was left out on a machine without a browser stands in the last lines.
+browser: setup-dev
+	CNN_DEVICE="$${CNN_DEVICE:-cpu}" $(PY) -m pytest $(ELSEWHERE) $(ARGS)
 
 notebooks: setup-dev  ## sync the lessons with their text twins and execute them (one: LESSON=01_data_statistics)
 	$(PY) -m jupytext --quiet --sync notebooks/src/$(LESSON).py

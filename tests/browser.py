@@ -24,7 +24,8 @@ TALLEST = 16_000  # pixels of a picture; Chromium draws none above 16,384
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
-    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # otherwise cells out of view are not drawn
+    # Otherwise cells out of view are not drawn, and a picture of the whole ends in an empty page.
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none", "scrollPastEnd": False},
 }
 
 
@@ -264,14 +265,14 @@ class Lesson:
             reached.append(at)
         raise AssertionError(f"Tab does not leave cell {number}, where it reached {reached}")
 
-    def tab_to(self, number: int, kind: str) -> None:
-        """Press Tab until a control of that kind in a cell has the focus, another one than before."""
+    def tab_to(self, number: int, **wanted: str) -> None:
+        """Press Tab until a control of a cell has the focus, another one than before, of a `kind` or with a `name`."""
         for _ in range(60):
             self.page.keyboard.press("Tab")
             at = self.page.evaluate(FOCUSED)
-            if (at["cell"], at["kind"]) == (number, kind):
+            if at["cell"] == number and wanted.items() <= at.items():
                 return
-        raise AssertionError(f"Tab reaches no {kind} in cell {number}")
+        raise AssertionError(f"Tab does not reach {wanted} in cell {number}")
 
     def controls(self, number: int) -> list[int]:
         """Return what the Tab key should reach in the output of a cell, as the numbers that `tabs` has."""

@@ -38,5 +38,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterat
         terminalreporter.write_line(f"from a key to the new picture, median of a lesson: {times}")
     reports = [report for found in terminalreporter.stats.values() for report in found]
     if browser.MISSING and any("test_browser.py" in getattr(report, "nodeid", "") for report in reports):
-        left_out = f"Left out: the lessons in a real browser (tests/test_browser.py): {browser.MISSING}"
+        left_out = f"Left out: the lessons in a real browser (tests/test_browser.py), and the site: {browser.MISSING}"
         terminalreporter.write_line(left_out, yellow=True)

@@ -3,6 +3,7 @@
 import os
 import statistics
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import browser
@@ -89,7 +90,7 @@ def test_quizzes_answer_to_the_keyboard(lesson):
         answers = lesson.cell(number).get_by_role("radio").count()
         said = []
         for _ in range(answers):
-            lesson.tab_to(number, "radio")
+            lesson.tab_to(number, kind="radio")
             lesson.press(number, "Space", "text")
             said.append(lesson.cell(number).locator(".widget-htmlmath-content").inner_text())
         assert {sentence[0] for sentence in said} == {"✔", "✘"}
@@ -100,7 +101,8 @@ def test_keyboard_reaches_all_controls_and_is_not_trapped(lesson):
     """Each control of a cell, in the order in which they stand, and then it goes on."""
     for cell in lesson.cells():
         if cell["hasWidgets"]:
-            reached = [at["number"] for at in lesson.tabs(cell["number"]) if at["number"] >= 0]
+            stops = [at for at in lesson.tabs(cell["number"]) if at["kind"] != "canvas"]  # it gives the focus back
+            reached = [at["number"] for at in stops if at["number"] >= 0]
             assert reached == lesson.controls(cell["number"]), f"cell {cell['number']}"
 
 
@@ -135,14 +137,16 @@ def test_own_image_is_uploaded_and_drawn(lesson, tmp_path):
         wanted = ["Upload an image (0)", "pen", "thickness", "Ask", "Clear", "invert: swap dark and light"]
         assert [name for name in dict.fromkeys(names) if name in wanted] == wanted
         Image.linear_gradient("L").save(tmp_path / "own.png")
-        lesson.cell(number).get_by_role("button", name="Upload").focus()
+        lesson.go_to(number)
+        lesson.tab_to(number, name="Upload an image (0)")
         with lesson.page.expect_file_chooser() as chooser:
             lesson.page.keyboard.press("Space")
-        lesson.after(number, lambda: chooser.value.set_files(tmp_path / "own.png"), "pictures")
-        lesson.cell(number).get_by_role("checkbox").focus()
+        lesson.after(number, partial(chooser.value.set_files, tmp_path / "own.png"), "pictures")
+        lesson.tab_to(number, name="invert: swap dark and light")
         lesson.press(number, "Space", "pictures")
         lesson.draw(lesson.cell(number).locator("canvas"))
-        lesson.cell(number).get_by_role("button", name="Ask").focus()
+        lesson.go_to(number)
+        lesson.tab_to(number, name="Ask")
         lesson.press(number, "Space", "pictures")
 
 

@@ -322,7 +322,8 @@ def explore(found: Sequence[Study], start: str) -> None:
         about.value = f"<p>wrote {html.escape(str(path.relative_to(files.ROOT)))}</p>"
 
     choose()
-    view = [study, metric, axis, smoothing, baseline, variants, order, ipywidgets.HBox(buttons), about, table]
+    which = ipywidgets.HBox([ipywidgets.HTML(description="variants", style=style), variants])
+    view = [study, metric, axis, smoothing, baseline, which, order, ipywidgets.HBox(buttons), about, table]
     widgets.show(ipywidgets.VBox(view), "(Run this cell to choose experiment, variants, metric, axis and smoothing.)")
     draw()
     study.observe(choose, "value")

@@ -99,7 +99,7 @@ def sketcher(receive: Callable[[str, bytes], None], colour: bool = False) -> lis
     ask.on_click(lambda _: receive("drawing.png", drawn(strokes)))
     wipe()
     buttons = ipywidgets.VBox([pen, thickness, ipywidgets.HBox([ask, clear])])
-    return [ipywidgets.HBox([canvas, buttons, no_trap])]
+    return [ipywidgets.HBox([canvas, buttons, no_trap], layout={"flex_flow": "row wrap"})]
 
 
 def drawn(strokes: Sequence[Stroke], side: int = SIDE) -> bytes:
