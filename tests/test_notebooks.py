@@ -335,6 +335,22 @@ def test_figures_are_the_ones_that_the_lesson_shows(lesson):
     assert [name for name in names if (ROOT / "figures" / f"{name}.png").read_bytes() not in seen] == []
 
 
+def alternative_texts(code: str) -> set[str]:
+    """The texts that `code` gives to plots.save."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    saved = [call for call in calls if ast.unparse(call.func) == "plots.save"]
+    return {call.args[2].value for call in saved if len(call.args) > 2}
+
+
+def test_figures_have_the_texts_that_the_lesson_gives_them(lesson):
+    """Also those that were changed since it was executed."""
+    shown = {output.metadata["image/png"]["alt"] for output in outputs(nbformat.read(lesson, as_version=4))
+             if "image/png" in output.get("data", {})}  # fmt: skip
+    given = alternative_texts(twin_of(lesson).read_text(encoding="utf-8"))
+    assert given
+    assert given - shown == set()
+
+
 # ---------------------------------------------------------------------------------------------------- links and pages
 
 
