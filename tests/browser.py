@@ -19,7 +19,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 PATIENCE = 300  # seconds that a cell may take: machines that test are busy
 SHORTLY = 60  # seconds that anything else may take
-LATENCIES: dict[str, float] = {}  # of a lesson: the median time from a key to the new picture, seconds
+LATENCIES: dict[str, list[float]] = {}  # of a lesson: the times from a key to the new picture, seconds
 TALLEST = 16_000  # pixels of a picture; Chromium draws none above 16,384
 SETTINGS = {
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -335,7 +335,8 @@ class Lesson:
         self.page.close()
 
 
-# Text in outputs whose contrast with what is behind it is below 4.5, as [contrast, colour, background, text].
+# Text in HTML outputs and controls (what is printed has JupyterLab's own colours) whose contrast with what is behind it
+# is below 4.5, as [contrast, colour, background, text].
 FAINT = """() => {
     const parse = text => {
         const [r, g, b, alpha = 1] = text.match(/[\\d.]+/g).map(Number);
@@ -350,7 +351,7 @@ FAINT = """() => {
     const linear = value => value <= 0.04045 * 255 ? value / 255 / 12.92 : ((value / 255 + 0.055) / 1.055) ** 2.4;
     const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
     const found = new Map();
-    for (const output of document.querySelectorAll('.jp-Notebook .jp-OutputArea-output')) {
+    for (const output of document.querySelectorAll('.jp-OutputArea-output:not(.jp-RenderedText)')) {
         const walker = document.createTreeWalker(output, NodeFilter.SHOW_TEXT);
         while (walker.nextNode()) {
             const text = walker.currentNode.textContent.trim();

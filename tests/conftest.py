@@ -1,6 +1,7 @@
 """What holds for every test: it writes neither into the user's cache nor into the repository, and opens no window."""
 
 import os
+import statistics
 from collections.abc import Iterator
 
 import browser
@@ -33,9 +34,9 @@ def own_folders(tmp_path_factory):
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
     """Says how fast the lessons answered in a browser, or that they were left out."""
     yield
-    if browser.LATENCIES:
-        times = ", ".join(f"{name[:2]} {seconds:.2f} s" for name, seconds in browser.LATENCIES.items())
-        terminalreporter.write_line(f"from a key to the new picture, median of a lesson: {times}")
+    for name, seconds in browser.LATENCIES.items():
+        words = f"median {statistics.median(seconds):.2f} s, slowest {max(seconds):.2f} s, n = {len(seconds)}"
+        terminalreporter.write_line(f"{name}: from a key to the new picture {words}")
     reports = [report for found in terminalreporter.stats.values() for report in found]
     if browser.MISSING and any("test_browser.py" in getattr(report, "nodeid", "") for report in reports):
         left_out = f"Left out: the lessons in a real browser (tests/test_browser.py), and the site: {browser.MISSING}"

@@ -64,13 +64,14 @@ def test_sliders_change_picture_and_text(lesson):
     seconds = [taken for number in cells for taken in moves_of_sliders(lesson, number)]
     assert len(seconds) >= 4 * len(cells)
     if seconds:
-        browser.LATENCIES[lesson.name] = statistics.median(seconds)
+        browser.LATENCIES[lesson.name] = seconds
         assert statistics.median(seconds) < SLOWEST
 
 
 def moves_of_sliders(lesson: Lesson, number: int) -> list[float]:
     """Move each slider of a cell to and fro, and return the seconds that each picture took."""
     sliders, seconds = lesson.cell(number).get_by_role("slider"), []
+    lesson.go_to(number)  # JupyterLab moves the focus when another cell becomes the active one
     for slider in sliders.all():
         slider.focus()
         low, now, high = (float(slider.get_attribute(f"aria-value{name}")) for name in ("min", "now", "max"))
@@ -109,6 +110,7 @@ def test_keyboard_reaches_all_controls_and_is_not_trapped(lesson):
 def test_controls_of_compared_runs_change_picture_and_table(lesson):
     """The sliders are moved above."""
     for number in lesson.cells_with("compare.explore"):
+        lesson.go_to(number)
         for label in ("experiment", "metric", "against", "baseline"):
             choice = lesson.cell(number).get_by_label(label, exact=True)
             options, chosen = choice.evaluate("choice => [choice.options.length, choice.selectedIndex]")
@@ -152,12 +154,16 @@ def test_own_image_is_uploaded_and_drawn(lesson, tmp_path):
 
 def test_text_stands_out_in_both_themes(lesson):
     """Of outputs and of controls, from what is behind it: a contrast of 4.5."""
+    faint = {}
     for theme in ("JupyterLab Dark", "JupyterLab Light"):
         lesson.use_theme(theme)
-        assert lesson.page.evaluate(browser.FAINT) == [], theme
+        faint[theme] = lesson.page.evaluate(browser.FAINT)
+    assert faint == {"JupyterLab Dark": [], "JupyterLab Light": []}
 
 
 def test_pictures_for_people_to_look_at(lesson):
+    for old in PICTURES.glob(f"{lesson.name}-*.png"):
+        old.unlink()
     for width in (1280, 600):
         assert lesson.take_pictures(PICTURES / f"{lesson.name}-{width}", width)
     if lesson.name == IN_THE_DARK:

@@ -171,9 +171,10 @@ print(f"afterwards, in 5,000 images: {abs(pixels.mean()):.1f} and {pixels.std():
 # %% [markdown]
 # ## One residual block
 #
-# A block computes $y = \mathrm{relu}(F(x) + S(x))$. Here $x$ is what comes in, $F$ is two convolutions with their
-# normalization, and $S$ is the *shortcut*, which passes $x$ on. So the convolutions need to learn only what has to *change*
-# ([He et al. 2015](https://arxiv.org/abs/1512.03385)). Three decisions are in these lines:
+# A block computes $y = \mathrm{relu}(F(x) + S(x))$. Here $x$ is what comes in, $\mathrm{relu}$ turns negative numbers
+# into zero, $F$ is two convolutions with their normalization, and $S$ is the *shortcut*, which passes $x$ on. So the
+# convolutions need to learn only what has to *change* ([He et al. 2015](https://arxiv.org/abs/1512.03385)). Three
+# decisions are in these lines:
 #
 # - **3×3 kernels with padding 1** keep the size of the image, so that $F(x)$ and $x$ can be added.
 # - **No bias:** the normalization behind a convolution subtracts the mean, and any bias with it.

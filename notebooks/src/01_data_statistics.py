@@ -141,7 +141,8 @@ exercises.quiz("01.average_std")
 # %% [markdown]
 # ## Mean and standard deviation of a whole data set
 #
-# With $x_1, \dots, x_M$ all the pixels of all $N$ training images, as numbers from 0 to 1:
+# With $x_1, \dots, x_M$ all the pixels of all $N$ training images, as numbers from 0 to 1, mean $\mu$ and standard
+# deviation $\sigma$ are
 #
 # $$\mu = \frac1M \sum_{k=1}^{M} x_k \qquad\qquad \sigma = \sqrt{\frac1M \sum_{k=1}^{M} (x_k - \mu)^2}$$
 #
@@ -298,7 +299,7 @@ bar.set(xlim=(-0.45, 2), xticks=[], ylabel="variance of all pixels")
 plots.save(
     fig,
     "01_two_stds",
-    "Mean and standard deviation of each image as a cloud; beside it the three parts of the variance of all pixels",
+    "Cloud of each image's mean and std, the average std below that of all pixels; a bar of the variance's three parts",
 )
 
 # %% [markdown]
@@ -362,8 +363,8 @@ assert abs(mixed[-1] - std) < 1e-12, "one batch of everything is the std of all 
 #
 # ## Before and after
 #
-# Normalization happens to each batch at the network's entrance:
-# $x \mapsto (x - \mu) / \sigma$, channel by channel where there are three.
+# Normalization happens to each batch at the network's entrance, with mean $\mu$ and standard deviation $\sigma$ of
+# the training pixels: $x \mapsto (x - \mu) / \sigma$, channel by channel where there are three.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -546,9 +547,10 @@ slices = {
 }  # each 11×11 losses
 
 # %% [markdown]
-# How round is such a valley? Fit the bowl $a + \mathbf g \cdot \mathbf d + \tfrac12\, \mathbf d^\top H\, \mathbf d$ to it:
-# the two eigenvalues of $H$ are its **curvatures** along its steepest and its flattest axis. Their quotient is the
-# **condition number**, 1 for a round bowl.
+# How round is such a valley? Fit the bowl $a + \mathbf g \cdot \mathbf d + \tfrac12\, \mathbf d^\top H\, \mathbf d$
+# to it ($\mathbf d$: the move; $a$ and $\mathbf g$: height and slope where it begins). The two eigenvalues of the
+# matrix $H$ are its **curvatures** along its steepest and its flattest axis. Their quotient is the **condition
+# number**, 1 for a round bowl.
 
 # %%
 def curvatures(losses):
@@ -590,7 +592,7 @@ fig.suptitle(f"training loss around one network in two units, n = {len(few)} ima
 plots.save(
     fig,
     "01_slices",
-    "Contours of the training loss along pairs of weights: long with pixels from 0 to 1, rounder if normalized",
+    "Contours of the loss: normalizing makes a long valley round against the bias, but hardly against another weight",
 )
 
 # %% [markdown]
@@ -636,8 +638,9 @@ plots.explore(walk, "learning rate", {str(lr): lr for lr in rates}, start="25")
 # $$L(\mathbf w) = \tfrac12\, \mathbb E\,(\mathbf w^\top \mathbf p - t)^2 \qquad\Rightarrow\qquad
 # H = \frac{\partial^2 L}{\partial \mathbf w^2} = \mathbb E\;\mathbf p\, \mathbf p^\top$$
 #
-# $H$, the **Hessian**, is the matrix of the patches' second moments; $t$ is nowhere in it. A bias is a tenth weight whose
-# pixel is always 1. `landscape.hessian` knows nothing of this formula. It differentiates twice, whatever the loss is:
+# $H$, the **Hessian**, is the matrix of the patches' second moments ($\mathbb E$: the mean over all patches); $t$ is
+# nowhere in it. A bias is a tenth weight whose pixel is always 1. `landscape.hessian` knows nothing of this formula.
+# It differentiates twice, whatever the loss is:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -744,8 +747,8 @@ plots.save(
 )
 
 # %% [markdown]
-# **Batch norm cancels the scale.** A convolution is linear: an input $c\,x + d$ gives $c\,u + d'$ where $x$ gave $u$, with
-# some constant $d'$ for each channel. And batch norm removes both:
+# **Batch norm cancels the scale.** A convolution is linear: with two numbers $c$ and $d$, an input $c\,x + d$ gives
+# $c\,u + d'$ where $x$ gave $u$, with some constant $d'$ for each channel. And batch norm removes both:
 #
 # $$\frac{(c\,u + d') - \operatorname{mean}(c\,u + d')}{\operatorname{std}(c\,u + d')} =
 # \frac{u - \operatorname{mean}(u)}{\operatorname{std}(u)} \qquad\text{for } c > 0$$
@@ -769,7 +772,8 @@ assert all(a > b for a, b in zip(top["data set", "no norm"], top["0-1", "no norm
 # ### Is 2 / λ really the limit?
 #
 # On a bowl it is. On the network it can only hold nearby: two copies of it, moved apart a little along the steepest
-# direction, take one step each. Their distance should be multiplied by $1 - \eta\lambda_\text{max}$:
+# direction, take one step each, with learning rate $\eta$. Their distance should be multiplied by
+# $1 - \eta\lambda_\text{max}$:
 
 # %%
 start, x, y = fresh("none"), seen["data set"], batch.labels
@@ -810,7 +814,7 @@ ax.legend(title="learning rate", loc="upper right")
 plots.save(
     fig,
     "01_descent",
-    "Training loss against step for five learning rates: up to a few times 2 / λ they fall, far beyond they leap",
+    "Training loss against step: falling at rates up to 3 × 2 / λ, leaping once at 12 ×, exploding at once at 100 ×",
 )
 assert ways_down[0.9][-1] < ways_down[0.3][-1] < ways_down[0.9][0], "below the limit, faster is faster"
 assert not ways_down[100][-1] < 1e3, "far above it, the loss explodes"
@@ -877,7 +881,7 @@ assert max(work["0-255", "no norm"]) < 0.1 * min(max(work[kind, "no norm"]) for 
 # start, stand no larger rates than the other three.
 #
 # Now ten other seeds, each input at its own best rate, and the differences from pixels from 0 to 1, batch norm first. (Its
-# per-image and 0-255 drew a larger rate in the sweep, by a narrow margin: they begin more slowly and end the same.)
+# per-image and 0-255 drew a larger rate in the sweep, by a narrow margin, and end the same.)
 
 # %%
 plots.save(

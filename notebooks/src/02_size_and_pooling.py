@@ -221,7 +221,7 @@ def walk(label):
 plots.save(
     walk(names.index("Ankle boot")),
     "02_walk",
-    "One boot on its way through the network: eight maps of each layer, with shape, parameters, FLOPs, memory, time",
+    "One boot in each layer: eight maps, ever coarser, and the costs: layer by layer more parameters, less memory",
 )
 
 # %% [markdown]
@@ -426,7 +426,9 @@ for ax, column in zip(axes, bill, strict=True):
     ax.spines["bottom"].set_visible(False)
 axes[3].set_title(f"ms an image\n(measured, {precision})")
 plots.save(
-    fig, "02_schedules", "Bars for five schedules: about equal FLOPs, but very different parameters, memory and time"
+    fig,
+    "02_schedules",
+    "Bars for five schedules: FLOPs about equal but for constant 32; parameters, memory and time very different",
 )
 assert bill.drop("constant 32")["MFLOP"].max() < 1.15 * bill["MFLOP"].min(), "equal FLOPs"
 assert bill.loc["flat", "kB kept an image"] > 1.2 * bill.loc["double", "kB kept an image"], "but not equal memory"
@@ -495,7 +497,7 @@ ax.set_title(f"accuracy: mean of n = {len(accuracy)} seeds, 95 % intervals", loc
 plots.save(
     fig,
     "02_accuracy_and_time",
-    "Validation accuracy against milliseconds an image: double is as good as any, constant width takes longer",
+    "Validation accuracy against ms an image: double and both constants on top, quadruple a bit lower, flat far below",
 )
 
 # %%
@@ -519,9 +521,9 @@ assert behind["quadruple"] > 0.5
 # ## What halving buys: sight
 #
 # Why does halving help, when it saves no work? One reason may be what a layer gets to see. A value in a map has seen
-# only a patch of the image, its **receptive field**. Each kernel of side $k$ makes it wider, by $k - 1$ steps; and a
-# step in the map is as long in the image as the product of all strides $s$ before it ([Araujo et al.
-# 2019](https://distill.pub/2019/computing-receptive-fields)):
+# only a patch of the image, its **receptive field**, $r$ pixels wide. Each kernel of side $k$ makes it wider, by
+# $k - 1$ steps; and a step in the map is as long in the image as the product of all strides $s$ before it ([Araujo et
+# al. 2019](https://distill.pub/2019/computing-receptive-fields)):
 #
 # $$r \;\leftarrow\; r + (k - 1) \prod_{\text{before}} s$$
 #
@@ -789,7 +791,7 @@ fig.suptitle(f"n = {shifted['seed'].nunique()} networks each, 95 % intervals, {l
 plots.save(
     fig,
     "02_shifts",
-    "Accuracy and changed answers against a shift: all get worse with each pixel, least if trained on shifts",
+    "Two panels against the shift in pixels: accuracy falls, answers change; both least if trained on shifted images",
 )
 
 # %%
@@ -819,7 +821,7 @@ pooling = read("pooling")
 plots.save(
     plots.experiment(pooling.runs),
     "02_pooling_runs",
-    "Curves and paired differences of four kinds of pooling: max first, average and stride behind",
+    "Curves and paired differences of four kinds of pooling: max everywhere level with max, average and stride behind",
 )
 
 # %%

@@ -85,9 +85,10 @@ x = activations(16)
 print(f"{len(x)} images, {x.numel():,} activations: mean {x.mean():.2f}, standard deviation {x.std(correction=0):.2f}")
 
 # %% [markdown]
-# Batch normalization makes two moves. It **standardizes**: subtract the mean $\mu$ of these numbers, divide by their
-# standard deviation $\sigma$ (with a small $\epsilon$, in case it is zero). Then it **scales and shifts** by two
-# numbers that the network learns, one pair for each channel ([Ioffe & Szegedy 2015](https://arxiv.org/abs/1502.03167)):
+# Batch normalization makes two moves. It **standardizes**: subtract the mean $\mu$ of these numbers $x$, divide by
+# their standard deviation $\sigma$ (with a small $\epsilon$, in case it is zero). Then it **scales and shifts** by
+# two numbers $\gamma$ and $\beta$ that the network learns, one pair for each channel ([Ioffe & Szegedy
+# 2015](https://arxiv.org/abs/1502.03167)):
 #
 # $$\hat x = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \qquad\qquad y = \gamma\,\hat x + \beta$$
 
@@ -149,7 +150,7 @@ def clouds(gamma, beta, n, shift):
 plots.save(
     clouds(gamma, beta, 16, shift=0.0),
     "03_cloud",
-    "One channel's activations over a batch as a cloud: before, standardized, and after γ and β",
+    "One channel's activations over a batch as clouds of one form: as they are, standardized, and moved by γ and β",
 )
 
 # %% [markdown]
@@ -242,7 +243,8 @@ for (kind, (rows, columns)), ax in zip(blocks.items(), axes.flat, strict=True):
 plots.save(
     fig,
     "03_axes",
-    "Maps of four images and eight channels, framed by what shares a mean: batch, layer, instance, group",
+    "Grids of maps, images by channels, framed where they share a mean: columns for batch, rows for layer, "
+    "single maps for instance, pairs of maps in a row for group",
 )
 
 # %% [markdown]
@@ -283,8 +285,9 @@ for kind in ours:
 # %% [markdown]
 # ## From scratch, there and back
 #
-# Now write it for N×C×H×W tensors, and by hand also the way back, which PyTorch would otherwise work out for you. With
-# $g = \partial L / \partial y$, and a bar for the mean over $N, H, W$:
+# Now write it for N×C×H×W tensors, and by hand also the way back, which PyTorch would otherwise work out for you.
+# With $g = \partial L / \partial y$, the slope of the loss $L$ by the output, and a bar for the mean over $N, H, W$,
+# over which the sums go, too:
 #
 # $$\frac{\partial L}{\partial x} = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}}
 # \left( g - \bar g - \hat x \, \overline{g \hat x} \right) \qquad
@@ -388,7 +391,8 @@ for momentum in (0.1, 0.5, None):
 #
 # - The forward pass wants **this batch** to have variance 1. Its variance is what it is; nothing is estimated.
 # - The running variance stands for the variance of **all the data**. A batch is a small sample. It lies closer to its
-#   own mean than to that of the data, and so its variance is too small on average, for $n$ independent numbers by
+#   own mean than to that of the data, and so its variance is too small on average ($\mathbb E$), for $n$ independent
+#   numbers $x_i$ with mean $\bar x$, from data of variance $\sigma^2$, by
 #
 # $$\mathbb{E}\left[\frac1n \sum_i (x_i - \bar x)^2\right] = \frac{n-1}{n}\,\sigma^2$$
 #
@@ -491,7 +495,7 @@ for ax in fig.axes[1::2]:
 plots.save(
     fig,
     "03_claim",
-    "Training accuracy with and without batch norm, and the paired difference, from He's and from default weights",
+    "Training accuracy with and without batch norm: ahead from both starts, beyond the mark of huge only from default",
 )
 
 # %% [markdown]
@@ -532,12 +536,15 @@ assert gain["difference"] > huge / 2
 # ### Large weights get small gradients
 #
 # Make all weights $W$ of a convolution $\alpha$ times as large. Its outputs grow by $\alpha$, their mean and their
-# standard deviation grow by $\alpha$, and after the normalization **nothing has changed**. But if the loss does not
-# change, then its slope by $\alpha W$ must be $\alpha$ times as small:
+# standard deviation grow by $\alpha$, and after the normalization $\mathrm{BN}$ **nothing has changed**. But if the
+# loss $L$ does not change, then its slope by $\alpha W$ must be $\alpha$ times as small:
 #
 # $$\mathrm{BN}(\alpha W x) = \mathrm{BN}(W x) \qquad\Rightarrow\qquad
 # \frac{\partial L}{\partial (\alpha W)} = \frac1\alpha \frac{\partial L}{\partial W}
 # \qquad\text{and}\qquad \left\langle W, \frac{\partial L}{\partial W} \right\rangle = 0$$
+#
+# ($x$: the input; $\langle A, B\rangle$: the sum over all products of an entry of $A$ with that of $B$, 0 at a right
+# angle.)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -616,7 +623,8 @@ assert best_lr["none"] > max(reach["none", seed] for seed in range(5))
 # [Santurkar et al. (2018)](https://arxiv.org/abs/1805.11604) asked the same question all along the training. From the
 # weights of the moment, go half to four times the learning rate along the gradient, and note two things:
 #
-# - **the loss**: how much does it vary on the way? A wide band is a rough surface;
+# - **the loss**: how much does it vary on the way? A wide band is a rough surface (the axis is logarithmic: further down
+#   the same width means less);
 # - **the gradient** $g'$ that you find there: how far is it from the gradient $g$ that you followed? That is
 #   $\lVert g' - g\rVert / \lVert g\rVert$. Near 0 the surface is straight and the gradient keeps its promise; at 1 it is
 #   as wrong as it is long.
@@ -672,7 +680,7 @@ fig.suptitle("band: steps of 0.5 to 4 × the learning rate; one run each", fonts
 plots.save(
     fig,
     "03_along_the_run",
-    "Along training, how loss and gradient vary within a step: a narrow band with batch norm, a wide one without",
+    "Bands of the loss and of the gradient's change along a step, during training: both higher without a norm",
 )
 
 # %%
@@ -755,7 +763,7 @@ ax.set_title(f"mean of n = {len(table)} seeds, 95 % intervals", loc="left")
 plots.save(
     fig,
     "03_batch_size",
-    "Validation accuracy against batch size for batch, group and layer norm: close together, all lowest at 256",
+    "Validation accuracy against batch size: batch, group and layer norm close together, at 256 all fall, layer most",
 )
 
 # %%
@@ -839,7 +847,7 @@ ax.set_title(f"mean and range of n = {len(nets)} networks, 1,000 images", loc="l
 plots.save(
     fig,
     "03_without_eval",
-    "Validation accuracy in the right and in the wrong mode: mixed batches cost little, sorted ones nearly all",
+    "Validation accuracy in the right and in the wrong mode: mixed batches cost little, sorted ones most of it",
 )
 
 

@@ -234,7 +234,8 @@ def small_multiples(metric):
 plots.save(
     small_multiples("activation_gradient"),
     "04_grid",
-    "Activation gradient at each layer, eight kinds of networks: it vanishes, explodes, or stays, most so at depth",
+    "Activation gradient from input to output, eight kinds of networks: plain, it vanishes without a norm and explodes "
+    "with batch norm; residual, it stays, but explodes from He's weights without a norm",
 )
 
 # %% [markdown]
@@ -254,7 +255,7 @@ for names in itertools.product(KINDS, NORMS, INITS):
 # batch norm it does the contrary: it explodes. And residual connections alone are no guarantee either: from He's
 # weights and without a norm the gradient explodes, too.
 #
-# In the last column it grows as well, but look at how the lines lie. Elsewhere each further block multiplies, and so
+# In the last column it grows as well, but look at how the lines lie. Where it explodes each further block multiplies, so
 # the lines fan out with depth. Here those of 58 and 102 layers nearly coincide.
 
 # %%
@@ -280,7 +281,8 @@ assert deeper["plain"] > 100
 plots.save(
     small_multiples("weight_gradient"),
     "04_grid_weights",
-    "Weight gradient at each layer, eight kinds of networks: it vanishes, explodes, or stays",
+    "Weight gradient from input to output, eight kinds of networks: level from He's weights without a norm; in plain "
+    "ones exploding with batch norm, and vanishing from PyTorch's default without",
 )
 
 # %% [markdown]
@@ -291,8 +293,8 @@ plots.save(
 #
 # $$\Big\langle W_l, \frac{\partial L}{\partial W_l} \Big\rangle \quad\text{is the same number in every layer } l$$
 #
-# ($\langle A, B\rangle$: the sum over all products of an entry of $A$ with that of $B$; Euler's theorem, [Du et al.
-# 2018](https://arxiv.org/abs/1806.00900)). Check it in 102 layers:
+# ($\langle A, B\rangle$: the sum over all products of an entry of $A$ with that of $B$; $W_l$: the weights of layer
+# $l$; $L$: the loss; Euler's theorem, [Du et al. 2018](https://arxiv.org/abs/1806.00900)). Check it in 102 layers:
 
 # %%
 torch.manual_seed(0)
@@ -388,9 +390,10 @@ plots.explore_several(flow, choices, {"layers": "58", "network": "plain", "norm"
 #
 # ### No norm: a factor a layer
 #
-# On its way back through a convolution with weights of standard deviation $g/\sqrt{\text{fan\_in}}$ a gradient is
-# multiplied by $g$, typically. ReLU lets half of its square through. So a layer of a plain network makes it
-# $g/\sqrt2$ times as large. He's $g = \sqrt2$ is chosen to make that 1; PyTorch's $g = 1/\sqrt3$ leaves 0.41.
+# On its way back through a convolution with weights of standard deviation $g/\sqrt{\text{fan\_in}}$, where fan-in
+# counts the inputs of one output value, a gradient is multiplied by $g$, typically. ReLU lets half of its square
+# through. So a layer of a plain network makes it $g/\sqrt2$ times as large. He's $g = \sqrt2$ is chosen to make that
+# 1; PyTorch's $g = 1/\sqrt3$ leaves 0.41.
 #
 # But from He's weights it vanished, too, if more slowly. That is the fault of small maps. At the end they have 2×2
 # numbers, and a 3×3 window that is centred on one of them finds 4 numbers and 5 zeros of the padding. Of each layer's
@@ -454,7 +457,8 @@ for init in INITS:
 # ### Residual: one plus something
 #
 # The derivative of $x + f(x)$ is $1 + f'(x)$. Whatever $f$ does, there is a 1 in it; and in a chain of blocks the
-# product $\prod (1 + f'_i)$ contains the 1 that goes past all of them.
+# product $\prod (1 + f'_i)$ contains the 1 that goes past all of them. With many numbers in $x$ and in $y$, that 1 is
+# the identity matrix $I$:
 #
 # $$\frac{\partial y}{\partial x} = I + \frac{\partial f}{\partial x}$$
 #
@@ -511,7 +515,7 @@ axes[1].text(0.95, 4e3, "branches\nat 1/n", color=plots.color("residual"), fontw
 plots.save(
     fig,
     "04_scaled",
-    "Gradient that arrives at each layer: growing in textbook residual networks, level with scaled branches",
+    "Share of the gradient that arrives: nearly level with branches at 1/n where the textbook networks let it grow",
 )
 
 # %%
@@ -837,7 +841,7 @@ ax.set_title("22 layers, one network each, 1,000 images; dashed: guessing", loc=
 plots.save(
     fig,
     "04_remove",
-    "Accuracy with one block removed: unchanged in the residual network, near guessing in the plain one",
+    "Accuracy with one block removed: hardly lower in the residual network, near guessing in the plain one",
 )
 
 # %%
@@ -1048,7 +1052,12 @@ for ax, letter, number in zip(axes, "ABC", exercises.find("04.profiles", exercis
 axes[0].set_ylabel("norm (logarithmic)")
 axes[2].text(3, 1e3, "activation gradient", color=plots.ORANGE, fontweight="bold")
 axes[2].text(3, 1e2, "weight gradient", color=plots.GREEN, fontweight="bold")
-plots.save(fig, "04_profiles", "Activation and weight gradients along the layers of three unnamed networks, A, B and C")
+plots.save(
+    fig,
+    "04_profiles",
+    "Activation and weight gradients of three networks towards the input: in A the first grows, the second is nearly "
+    "level; in B both grow; in C the first shrinks, the second is nearly level",
+)
 
 # %%
 answer = ...  # three numbers, for (A, B, C)
