@@ -32,7 +32,7 @@ help:  ## show this list
 
 # Git Bash would take /lab/tree for a path of this machine, and rewrite it: MSYS_NO_PATHCONV stops that.
 lab: setup  ## open the lessons in JupyterLab
-	@MSYS_NO_PATHCONV=1 $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	@MSYS_NO_PATHCONV=1 $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
 	  $$([ "$$(id -u)" = 0 ] && echo --allow-root) $(ARGS)
 
 train: setup  ## train the network on the embedded data

@@ -72,7 +72,6 @@ def contents() -> str:
 
 def lesson(notebook: dict) -> dict:
     """Return a notebook with links instead of badges, folded code where JupyterLab folds it, and its figures' texts."""
-    first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
     cells = []
     for cell in notebook["cells"]:
         cell["source"] = "".join(cell["source"])
@@ -80,7 +79,7 @@ def lesson(notebook: dict) -> dict:
             cells.append(cell | {"source": linked(cell["source"])})
             continue
         cell["source"] = cell["source"].removeprefix("# NBVAL_CHECK_OUTPUT\n")
-        if cell is first or cell["metadata"].get("jupyter", {}).get("source_hidden"):
+        if cell["metadata"].get("jupyter", {}).get("source_hidden"):
             cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "hide-input"]
         cells += one_figure_each(cell)
     return notebook | {"cells": cells}

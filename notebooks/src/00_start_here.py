@@ -34,7 +34,7 @@
 # Run the cells from top to bottom (Shift+Enter, or *Run → Run All Cells*). An exercise that you leave open stops nothing.
 # The first cell is the same in every lesson: it finds the course's code. There is no need to read it.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
 import re
 import subprocess

@@ -28,7 +28,7 @@
 #
 # **You need** lessons 00 and 03. Reading takes about 35 minutes, running about one.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
 import re
 import subprocess

@@ -29,7 +29,7 @@
 #
 # **You need** lesson 00; lessons 03 and 05 help. Reading takes about 40 minutes, running about one.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
 import re
 import subprocess

@@ -28,7 +28,7 @@
 #
 # **You need** lesson 00; batch norm (lesson 03) helps. Reading takes about 35 minutes, running about one.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
 import re
 import subprocess

@@ -27,7 +27,7 @@
 #
 # **You need** lesson 00; the others help. Reading takes about 15 minutes, running less than one.
 
-# %%
+# %% jupyter={"source_hidden": true}
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
 import re
 import subprocess
