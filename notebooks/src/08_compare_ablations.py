@@ -105,7 +105,7 @@ assert ranked.iloc[0]["experiment"].startswith("residual"), "the answer to the q
 # ## Look for yourself
 #
 # All runs of the course, and your own. Choose an experiment, a metric, and what to draw it against: an epoch costs some
-# variants more seconds than others, so that the order can turn. Select several variants with Ctrl or Shift. The table
+# variants more seconds than others, so that the order can turn. Tick the variants to see. The table
 # sorts by the column that you choose, and below it are the settings in which the first variant and the baseline differ.
 
 # %%
