@@ -79,7 +79,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(costs, "course_layer_seconds", lambda: layers)
     monkeypatch.setattr(costs, "bandwidth", lambda *_: 4e10)
     monkeypatch.setattr(bench, "run_together", pretended_talk)
-    monkeypatch.setattr(bench, "execution_of", lambda *_: (60.0, 1.2e9))
+    monkeypatch.setattr(bench, "execution_of", lambda *_, cores=2: (120.0 / cores, 1.2e9))
     clock = [0.0]
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(bench.joblib, "cpu_count", lambda: 4)
@@ -118,6 +118,7 @@ def test_every_measurement_computes_its_ratios_and_keeps_its_rows(pretended, cap
     assert median["time an image, 56×56 pixels"] == pytest.approx(4 * median["time an image, 28×28 pixels"])
     assert median["time an image, 1 threads"] == 1000
     assert (median["lesson 00_start_here"], median["lesson 00_start_here, memory"]) == (60, 1.2)
+    assert median["lesson 00_start_here, one core, AVX2 only"] == 120
     assert median["all-reduce of 256 bytes"] == pytest.approx(10.256)
     assert median["a step shared by two processes"] == pytest.approx(512)
     assert median["a step shared by two processes that say nothing"] == pytest.approx(256)

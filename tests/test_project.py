@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -227,7 +228,8 @@ TARGETS = dict(re.findall(r"^([a-z-]+):.*?## (.+)$", read("Makefile"), re.MULTIL
 def test_make_help_lists_every_target():
     assert set(TARGETS) >= {"help", "lab", "train", "test", "notebooks", "format", "clean"}
     if shutil.which("make"):
-        printed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        printed = subprocess.run(["make"], cwd=ROOT, env=clean, capture_output=True, text=True, check=True).stdout
         assert [line.split()[:2] for line in printed.splitlines()] == [["make", target] for target in TARGETS]
 
 
