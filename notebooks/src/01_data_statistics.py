@@ -151,7 +151,9 @@ exercises.quiz("01.average_std")
 # ([Chan, Golub & LeVeque 1979](http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf)), with
 # $\delta = m_b - m_a$:
 #
-# $$n = n_a + n_b \qquad m = m_a + \delta\,\frac{n_b}{n} \qquad S = S_a + S_b + \delta^2\,\frac{n_a n_b}{n}$$
+# $$n = n_a + n_b \qquad m = m_a + \delta\,\frac{n_b}{n}$$
+#
+# $$S = S_a + S_b + \delta^2\,\frac{n_a n_b}{n}$$
 #
 # The last term is the heart of this lesson: it is what the *distance between the two means* adds to the spread.
 

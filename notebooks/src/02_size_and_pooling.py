@@ -260,8 +260,9 @@ exercises.quiz("02.flops")
 # %% [markdown]
 # A convolution with a $k \times k$ kernel that turns $C_{in}$ channels into $C_{out}$ channels of $H \times W$ numbers:
 #
-# $$\text{parameters} = k^2\, C_{in}\, C_{out} \qquad \text{FLOPs} = 2\, k^2\, C_{in}\, C_{out}\, H\, W \qquad
-# \text{activations} = C_{out}\, H\, W$$
+# $$\text{parameters} = k^2\, C_{in}\, C_{out} \qquad \text{FLOPs} = 2\, k^2\, C_{in}\, C_{out}\, H\, W$$
+#
+# $$\text{activations} = C_{out}\, H\, W$$
 #
 # (2: a multiplication and an addition.) Now double both numbers of channels and halve height and width:
 #

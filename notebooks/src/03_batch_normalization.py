@@ -290,8 +290,9 @@ for kind in ours:
 # over which the sums go, too:
 #
 # $$\frac{\partial L}{\partial x} = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}}
-# \left( g - \bar g - \hat x \, \overline{g \hat x} \right) \qquad
-# \frac{\partial L}{\partial \gamma} = \sum g \hat x \qquad \frac{\partial L}{\partial \beta} = \sum g$$
+# \left( g - \bar g - \hat x \, \overline{g \hat x} \right)$$
+#
+# $$\frac{\partial L}{\partial \gamma} = \sum g \hat x \qquad \frac{\partial L}{\partial \beta} = \sum g$$
 #
 # Two terms are taken out of the gradient. $\bar g$ would only shift the whole channel, and
 # $\hat x\,\overline{g \hat x}$ would only stretch it. The normalization undoes both, so they cannot change the loss.
@@ -539,9 +540,10 @@ assert gain["difference"] > huge / 2
 # standard deviation grow by $\alpha$, and after the normalization $\mathrm{BN}$ **nothing has changed**. But if the
 # loss $L$ does not change, then its slope by $\alpha W$ must be $\alpha$ times as small:
 #
-# $$\mathrm{BN}(\alpha W x) = \mathrm{BN}(W x) \qquad\Rightarrow\qquad
-# \frac{\partial L}{\partial (\alpha W)} = \frac1\alpha \frac{\partial L}{\partial W}
-# \qquad\text{and}\qquad \left\langle W, \frac{\partial L}{\partial W} \right\rangle = 0$$
+# $$\mathrm{BN}(\alpha W x) = \mathrm{BN}(W x)$$
+#
+# $$\Rightarrow\quad \frac{\partial L}{\partial (\alpha W)} = \frac1\alpha \frac{\partial L}{\partial W}
+# \quad\text{and}\quad \left\langle W, \frac{\partial L}{\partial W} \right\rangle = 0$$
 #
 # ($x$: the input; $\langle A, B\rangle$: the sum over all products of an entry of $A$ with that of $B$, 0 at a right
 # angle.)

@@ -157,8 +157,9 @@ assert alike > 0.1
 # mask it says something else. Its mean is what it says in evaluation, and its variance can be calculated, for masks of
 # values $i$ and for masks of whole channels $c$ (the mask's own variance is $p(1-p)$, divided by $(1-p)^2$):
 #
-# $$\operatorname{Var}[y] = \frac{p}{1 - p} \sum_i w_i^2 x_i^2 \qquad\qquad
-# \operatorname{Var}[y] = \frac{p}{1 - p} \sum_c \Big(\sum_{i \in c} w_i x_i\Big)^2$$
+# $$\operatorname{Var}[y] = \frac{p}{1 - p} \sum_i w_i^2 x_i^2$$
+#
+# $$\operatorname{Var}[y] = \frac{p}{1 - p} \sum_c \Big(\sum_{i \in c} w_i x_i\Big)^2$$
 
 # %%
 patch = maps[:, 5:8, 5:8].double()  # the C×3×3 values that a unit in the middle of the map sees
