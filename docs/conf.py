@@ -24,7 +24,7 @@ root_doc = "README"
 LESSONS = [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 PAGES = ["GLOSSARY", "CONTRIBUTING", "CHANGELOG"]
 include_patterns = ["README.md", *(f"{page}.md" for page in PAGES), "notebooks/*.ipynb"]
-SITE = f"{links.COURSE}/blob/{links.REF}"  # where files are that are no pages of the site
+ON_GITHUB = f"{links.COURSE}/blob/{links.REF}"  # where files are that are no pages of the site
 
 extensions = ["myst_nb"]
 myst_enable_extensions = ["dollarmath", "amsmath"]
@@ -60,7 +60,10 @@ def prepare(app, name: str, source: list[str]) -> None:
 
 
 def contents() -> str:
-    """Return the navigation, as Markdown: the lessons with the first half of their titles, then the other pages."""
+    """Return the navigation, as Markdown: the lessons with the first half of their titles, then the other pages.
+
+    (`utils.lessons` knows the titles too, but it needs torch, which the making of the site does without.)
+    """
     lessons = []
     for name in LESSONS:
         heading = json.loads((ROOT / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"][0]["source"][0]
@@ -103,7 +106,7 @@ def one_figure_each(cell: dict) -> list[dict]:
 def linked(text: str) -> str:
     """Return Markdown in which a badge, an image of another server, is the link behind it, and code is on GitHub."""
     text = re.sub(r"\[!\[([^\]]+)\]\(https://[^)]+\)\]", r"[\1]", text)
-    return re.sub(r"\]\(((?:utils|results|data|LICENSE|CITATION)[^)]*)\)", rf"]({SITE}/\1)", text)
+    return re.sub(r"\]\(((?:utils|results|data|LICENSE|CITATION)[^)]*)\)", rf"]({ON_GITHUB}/\1)", text)
 
 
 def mathml(latex: str, display: str) -> str:

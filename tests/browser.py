@@ -309,9 +309,8 @@ class Lesson:
         self.command("apputils:change-theme", theme=theme)
         light = str(theme == "JupyterLab Light").lower()
         self.page.wait_for_function(f"document.body.dataset.jpThemeLight === '{light}'")
-        self.page.locator("#jupyterlab-splash").wait_for(
-            state="detached"
-        )  # JupyterLab fails to remove it for two at once
+        # JupyterLab fails to remove its splash screen for two changes at once.
+        self.page.locator("#jupyterlab-splash").wait_for(state="detached")
 
     def take_pictures(self, path: Path, width: int) -> list[Path]:
         """Write the whole lesson into `path`-1.png, `path`-2.png, …, each at most `TALLEST` pixels tall."""

@@ -1,5 +1,8 @@
 """The README's table of lessons: every lesson, with the time that was measured."""
 
+import os
+
+import lesson_memory
 import pytest
 
 from utils import bench, files, lessons
@@ -52,6 +55,13 @@ def test_lessons_were_usable_on_one_core_without_bf16():
     took = lessons.on_one_core()
     assert set(took) == set(NAMES)
     assert max(took.values()) < 300
+
+
+def test_a_lesson_that_takes_too_much_memory_is_named():
+    assert lesson_memory.too_large({"small": 10**9, "large": 2 * 10**9}) == ["large took 2.00 GB, at most 1.5 GB"]
+    before = lesson_memory.peak(os.getpid())
+    ballast = bytearray(b"x") * (before + 10**8)  # larger than all that was there so far
+    assert lesson_memory.peak(os.getpid()) > len(ballast)
 
 
 def test_a_machine_half_as_fast_takes_twice_the_time():

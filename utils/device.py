@@ -1,4 +1,4 @@
-"""Where a network runs, and in which precision: the only place that decides either."""
+"""Where a network runs, in which precision, with how much memory, within which budget: the one place that decides."""
 
 import contextlib
 import ctypes

@@ -23,8 +23,10 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        product = self.faster_product(x) if x.device.type == "cpu" and dtype == torch.bfloat16 else None
-        if product is None and self.kernel_size == (1, 1) and self.padding == (0, 0) and self.in_channels < FEW:
+        on_cpu = x.device.type == "cpu"
+        product = self.faster_product(x) if on_cpu and dtype == torch.bfloat16 else None
+        pixelwise = self.kernel_size == (1, 1) and self.padding == (0, 0)
+        if product is None and on_cpu and pixelwise and self.in_channels < FEW:
             x = x[:, :, :: self.stride[0], :: self.stride[1]]
             return F.conv2d(x, self.weight, self.bias, groups=self.groups)
         if product is None:
