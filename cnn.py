@@ -80,7 +80,7 @@ def train_command(
     channels: Channels = None,
     images: Annotated[int | None, typer.Option(help="train on so many images only, as many of each class")] = None,
     device_name: Annotated[str | None, typer.Option("--device", help=DEVICE_HELP)] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16  [default: auto]")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16, fp16 or fp64  [default: auto]")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; 1 makes a run reproducible bit for bit")] = None,
     compiled: Annotated[bool | None, typer.Option("--compile", help="run the network through torch.compile")] = None,
     cuda_graphs: Annotated[bool | None, typer.Option("--cuda-graphs", help="and as CUDA graphs, on such a GPU")] = None,

@@ -13,14 +13,15 @@ from PIL import Image
 
 from utils import compare
 
-LESSONS = sorted(path.stem for path in (browser.ROOT / "notebooks").glob("*.ipynb"))
+NAMES = sorted(path.stem for path in (browser.ROOT / "notebooks").glob("*.ipynb"))
+ALWAYS = "01_data_statistics"  # is opened in the quick run, too
+LESSONS = [pytest.param(name, marks=[] if name == ALWAYS else pytest.mark.thorough) for name in NAMES]
 SLOWEST = 2.5  # seconds from a key to the new picture, median of a lesson; the goal is 0.5, the machine may be busy
 PICTURES = Path(os.environ.get("CNN_SCREENSHOTS", browser.ROOT / ".cache" / "screenshots"))  # for people to look at
 IN_THE_DARK = "03_batch_normalization"  # is also drawn in the dark theme
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.slow,
     pytest.mark.skipif(browser.MISSING is not None, reason=browser.MISSING or ""),
 ]
 

@@ -59,7 +59,6 @@ def sweep(seeds: range, **options) -> pd.DataFrame:
     return ablation.run("norms", CNNConfig(width=4), vary, RECIPE, seeds, **OPTIONS | options)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL on Windows")
 def test_a_cluster_gives_the_same_bits_though_a_worker_is_killed(scheduler, tmp_path, monkeypatch):
     monkeypatch.setenv("CNN_CACHE_DIR", str(tmp_path))

@@ -58,7 +58,6 @@ def shipped(monkeypatch):
     monkeypatch.setenv("CNN_RESULTS_DIR", str(SHIPPED))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)
 def test_shipped_rows_are_those_of_todays_code(name, shipped):
     assert experiments.stale(name) == []
@@ -100,7 +99,6 @@ def test_readme_has_the_table_of_claims_that_the_rows_give(shipped):
     assert table == experiments.claims_table(experiments.claims())
 
 
-@pytest.mark.slow
 def test_other_hardware_gives_the_same_fingerprints(shipped):
     """AVX2 in place of AVX512 and AMX: other kernels, which round otherwise."""
     code = "from utils import experiments; print(experiments.stale('batchnorm'), experiments.stale('dropout'))"
@@ -115,7 +113,6 @@ def printed_by(code: str, root: Path, **env: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "old", "new", "reason"),
     [

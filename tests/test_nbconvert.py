@@ -10,7 +10,7 @@ import pytest
 LESSONS = sorted(path.stem for path in (browser.ROOT / "notebooks").glob("*.ipynb"))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", LESSONS)
 def test_nbconvert_executes_the_lesson(name, tmp_path):
     """Within the small budget; what it writes stays in a temporary folder."""

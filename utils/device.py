@@ -16,7 +16,8 @@ CONTAINER_LIMITS = [  # files of cgroups, version 2 and 1: what a container may 
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 ]
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+MIXED = ("bf16", "fp16")  # of the products only: weights, and all that adds up, stay in fp32
 
 
 def pick(name: str = "auto") -> torch.device:
@@ -42,11 +43,12 @@ def pick(name: str = "auto") -> torch.device:
 
 
 def pick_precision(device: torch.device, name: str = "auto") -> str:
-    """Return "fp32", "bf16" or "fp16". "auto" is the fastest that `device` multiplies natively.
+    """Return "fp32", "bf16", "fp16" or "fp64". "auto" is the fastest that `device` multiplies natively.
 
     bf16 on CUDA from Ampere on and on CPUs with AMX or AVX512-BF16 instructions; fp16 (with loss scaling) on older
-    CUDA; fp32 elsewhere. Raises ValueError for an unknown name, and for fp16 on a CPU (its gradients underflow
-    without loss scaling).
+    CUDA; fp32 elsewhere. fp64, to the last digit of a double, is slow, and there to check the others by. Raises
+    ValueError for an unknown name, for fp16 on a CPU (its gradients underflow without loss scaling), and for fp64 on
+    MPS, which has no doubles.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -56,7 +58,14 @@ def pick_precision(device: torch.device, name: str = "auto") -> str:
         raise ValueError(f"precision {name!r} is unknown: choose auto or one of {', '.join(PRECISIONS)}")
     if name == "fp16" and device.type != "cuda":
         raise ValueError(f"precision 'fp16' needs a CUDA device, and this one is {device.type!r}: choose bf16 or fp32")
+    if name == "fp64" and device.type == "mps":
+        raise ValueError("precision 'fp64' is not on MPS, which has no doubles: choose fp32, or --device cpu")
     return name
+
+
+def weight_dtype(precision: str) -> torch.dtype:
+    """Return the type in which weights are kept, and losses computed, under `precision`."""
+    return torch.float64 if precision == "fp64" else torch.float32
 
 
 def free_memory(device: torch.device) -> int:
@@ -104,8 +113,8 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Return the context in which convolutions and matrix products run in `precision`, on weights kept in fp32."""
-    if precision == "fp32":
+    """Return the context in which convolutions and matrix products run in `precision`, whatever the weights are in."""
+    if precision not in MIXED:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
 

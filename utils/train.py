@@ -35,6 +35,7 @@ class Recipe:
 
     epochs: int = option(15, "passes over the training images")
     batch_size: int = option(512, "images a step")
+    accumulate: int = option(1, "parts of a batch, one after the other, whose gradients are summed: less memory")
     lr: float = option(0.4, "peak learning rate")
     schedule: str = option("one-cycle", "learning rate over the run: " + ", ".join(SCHEDULES))
     warmup: float = option(0.2, "share of the run in which one-cycle rises to the peak")
@@ -51,10 +52,13 @@ class Recipe:
     seed: int = option(0, "seed of data order, augmentation and dropout (and, in cnn.py, of the initial weights)")
 
     def __post_init__(self) -> None:
-        for name, least in {"epochs": 1, "batch_size": 1, "crop_padding": 0, "cutout": 0, "seed": 0}.items():
+        for name in ("epochs", "batch_size", "accumulate", "crop_padding", "cutout", "seed"):
+            least = 1 if name in ("epochs", "batch_size", "accumulate") else 0
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate}: expected a divisor of batch_size={self.batch_size}")
         if not is_number(self.lr) or not 0 < self.lr < math.inf:
             raise ValueError(f"lr={self.lr!r}: expected a learning rate above 0; try {type(self).lr}")
         for name, top in {
@@ -129,7 +133,8 @@ def fit(
     torch.manual_seed(recipe.seed + parallel.rank())  # each process drops other units of its images
     stats = input_stats(data.train.images, recipe.input_norm)
     batches = training_batches(data, stats, recipe, where, precision)
-    model.to(where, memory_format=devices.memory_format(where))
+    dtype = devices.weight_dtype(precision)
+    model.to(where, dtype, memory_format=devices.memory_format(where))
     parallel.synchronize_batch_norm(model)
     optimizer = (optimizer or make_optimizer)(model, recipe)
     schedule = make_schedule(optimizer, recipe, recipe.epochs * len(batches))
@@ -160,14 +165,15 @@ def fit(
     with bar, devices.freed_memory_kept():
         for epoch in range(done["epoch"] + 1, recipe.epochs + 1):
             model.train()
-            meter = Meter(where, len(batches), (epoch - 1) * len(batches))
-            for images, labels in batches:
+            meter = Meter(where, steps, (epoch - 1) * steps, recipe.accumulate)
+            for batch in batches:
                 optimizer.zero_grad()
-                with devices.autocast(where, precision):
-                    logits = forward(images)
-                loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-                meter.update(loss, logits, labels)
-                scaler.scale(loss).backward()
+                for images, labels in zip(*(part.chunk(recipe.accumulate) for part in batch), strict=True):
+                    with devices.autocast(where, precision):
+                        logits = forward(images)
+                    loss = F.cross_entropy(logits.to(dtype), labels, label_smoothing=recipe.label_smoothing)
+                    meter.update(loss, logits, labels)
+                    scaler.scale(loss * (len(labels) / len(batch[1]))).backward()
                 if recipe.clip:
                     scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -185,9 +191,7 @@ def fit(
 
             seconds = time.perf_counter() - begin
             for split, metrics in {"train": trained, "validation": validated}.items():
-                rows += [
-                    [run, epoch, epoch * len(batches), split, name, value, seconds] for name, value in metrics.items()
-                ]
+                rows += [[run, epoch, epoch * steps, split, name, value, seconds] for name, value in metrics.items()]
             states = parallel.gather(random_state(where))
             draws = {"data": batches.generator.get_state(), "dropout": {"device": where.type, "states": states}}
             if out is not None and first:
@@ -213,24 +217,24 @@ def compile_network(network: nn.Module, where: torch.device, compiled: bool, cud
 class Meter:
     """Loss, accuracy (correct / total) and speed of one epoch, summed on the device so that no step waits for it."""
 
-    def __init__(self, where: torch.device, steps: int, first_step: int) -> None:
-        self.losses = torch.zeros(steps, device=where)
+    def __init__(self, where: torch.device, steps: int, first_step: int, parts: int = 1) -> None:
+        self.losses, self.parts = torch.zeros(steps * parts, device=where), parts
         self.correct = torch.zeros((), dtype=torch.int64, device=where)
         self.weighted = torch.zeros((), dtype=torch.float64 if where.type != "mps" else torch.float32, device=where)
-        self.count, self.step, self.first_step, self.begin = 0, 0, first_step, time.perf_counter()
+        self.count, self.updates, self.first_step, self.begin = 0, 0, first_step, time.perf_counter()
         self.processes = parallel.size()  # each sees as many images as this one
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add one batch: `loss` a scalar, `logits` N×num_classes, `labels` N.
+        """Add one of the `parts` of a batch: `loss` a scalar, `logits` N×num_classes, `labels` N.
 
         Alone on a CPU raises Diverged at once; processes that share a run find it out together, in `total`.
         """
         loss = loss.detach()
-        self.losses[self.step] = loss
+        self.losses[self.updates] = loss
         self.weighted += loss * len(labels)
         self.correct += (logits.detach().argmax(1) == labels).sum()
         self.count += len(labels)
-        self.step += 1
+        self.updates += 1
         if loss.device.type == "cpu" and self.processes == 1 and not math.isfinite(loss):
             self.raise_diverged()
 
@@ -255,11 +259,12 @@ class Meter:
         return self.result()
 
     def raise_diverged(self) -> None:
-        losses = self.losses[: self.step].tolist()
-        bad = next(step for step, loss in enumerate(losses) if not math.isfinite(loss))
+        losses = self.losses[: self.updates].tolist()
+        bad = next(update for update, loss in enumerate(losses) if not math.isfinite(loss))
+        step = self.first_step + bad // self.parts + 1
         raise Diverged(
-            f"the loss became {losses[bad]} at step {self.first_step + bad + 1}: training stopped, the last checkpoint "
-            "(if any) is kept. Expected a finite loss; lower the peak learning rate (--lr) or clip gradients (--clip 1)"
+            f"the loss became {losses[bad]} at step {step}: training stopped, the last checkpoint (if any) is kept. "
+            "Expected a finite loss; lower the peak learning rate (--lr) or clip gradients (--clip 1)"
         )
 
 
@@ -278,7 +283,7 @@ def evaluate(
     """
     where = devices.pick(device)
     precision = devices.pick_precision(where, precision)
-    model.to(where)
+    model.to(where, devices.weight_dtype(precision))
     was_training = model.training
     loss, correct = 0.0, 0
     shared = shared and len(split) >= parallel.size()
@@ -288,7 +293,7 @@ def evaluate(
     model.eval()
     with torch.inference_mode(), devices.autocast(where, precision):
         for images, labels in Batches(part, stats, min(EVAL_BATCH, len(part)), device=where, dtype=dtype):
-            logits = model(images).float()
+            logits = model(images).to(devices.weight_dtype(precision))
             loss = loss + F.cross_entropy(logits, labels, reduction="sum")
             correct = correct + (logits.argmax(1) == labels).sum()
     model.train(was_training)
