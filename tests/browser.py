@@ -296,6 +296,17 @@ class Lesson:
         for _ in range(abs(steps)):
             self.page.keyboard.press("ArrowDown" if steps > 0 else "ArrowUp")
 
+    def toggle(self, box: Any) -> None:
+        """Press Space in a checkbox, and again where a list that is only just closing took the key."""
+        checked = box.is_checked()
+        for _ in range(10):
+            box.focus()
+            self.page.keyboard.press("Space")
+            self.page.wait_for_timeout(100)
+            if box.is_checked() != checked:
+                return
+        raise AssertionError(f"the box stays {'checked' if checked else 'unchecked'}")
+
     def draw(self, canvas: Any) -> None:
         """Draw a stroke with the mouse."""
         canvas.scroll_into_view_if_needed()

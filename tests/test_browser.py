@@ -118,9 +118,9 @@ def test_controls_of_compared_runs_change_picture_and_table(lesson):
             if options > 1:
                 lesson.open_list(choice, 1 if chosen + 1 < options else -1)
                 lesson.press(number, "Enter", "pictures", *([] if label == "against" else ["text"]))
-        lesson.cell(number).get_by_role("checkbox").first.focus()
-        lesson.press(number, "Space", "pictures", "text")
-        lesson.press(number, "Space", "pictures", "text")
+        box = lesson.cell(number).get_by_role("checkbox").first
+        for _ in range(2):
+            lesson.after(number, partial(lesson.toggle, box), "pictures", "text")
         order = lesson.cell(number).get_by_label("sort by", exact=True)
         lesson.open_list(order, [*compare.SORTS].index("variant"))
         lesson.page.keyboard.press("Enter")
