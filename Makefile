@@ -16,30 +16,42 @@ ARGS ?=
 WHAT ?= all
 LESSON ?= *
 PY := $(BIN)/python
+PINS := $(if $(filter 1,$(LOCKED)),constraints-lock.txt,constraints.txt)
 LESSONS := notebooks/$(LESSON).ipynb
 ELSEWHERE := tests/test_nbconvert.py tests/test_browser.py
+SHARED := --numprocesses logical --maxprocesses 4 --dist loadfile
 NBVAL := -p tests.lesson_memory --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval.cfg
 EXECUTE := --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 \
   --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help lab train test lint unit lessons browser notebooks site pages handout format evidence bench clean
-.PHONY: setup setup-dev setup-bench setup-site
+.PHONY: help lab doctor train test test-all thorough lint unit lessons browser notebooks site pages handout format evidence bench clean
+.PHONY: setup setup-dev setup-bench setup-site lock
 
 help:  ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 # Git Bash would take /lab/tree for a path of this machine, and rewrite it: MSYS_NO_PATHCONV stops that.
 lab: setup  ## open the lessons in JupyterLab
-	@MSYS_NO_PATHCONV=1 $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
+	@MSYS_NO_PATHCONV=1 $(PY) -m jupyterlab --ServerApp.root_dir=. --ServerApp.ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb \
 	  $$([ "$$(id -u)" = 0 ] && echo --allow-root) $(ARGS)
+
+# Nothing is set up for it: what keeps the set-up from working is what it is asked about.
+doctor:  ## say what a bug report needs, what is wrong on this machine, and what to do
+	@if [ -x $(PY) ]; then $(PY) -m utils.doctor; else "$(PYTHON)" -m utils.doctor; fi
 
 train: setup  ## train the network on the embedded data
 	@$(PY) cnn.py $(ARGS)
 
-test: setup-dev  ## lint, unit tests, every lesson executed again, and all of them in a real browser
+test: setup-dev  ## lint, unit tests, every lesson executed again, and one of them in a real browser
 	@"$(MAKE)" --no-print-directory --keep-going lint unit lessons browser
+
+test-all: setup-dev  ## all that, then what takes longer: injected faults, thousands of bad inputs, every lesson in the browser
+	@"$(MAKE)" --no-print-directory --keep-going test thorough
+
+thorough: setup-dev
+	@"$(MAKE)" --no-print-directory --keep-going unit browser ARGS="-m thorough $(ARGS)"
 
 lint: setup-dev
 	$(PY) -m ruff check .
@@ -48,7 +60,7 @@ lint: setup-dev
 # The tests are of the code, so they run on the CPU unless CNN_DEVICE says otherwise: an accelerator may be there in name
 # only, like that of a hosted macOS machine, which has no memory.
 unit: setup-dev
-	CNN_DEVICE="$${CNN_DEVICE:-cpu}" $(PY) -m pytest tests $(patsubst %,--ignore=%,$(ELSEWHERE)) $(ARGS)
+	CNN_DEVICE="$${CNN_DEVICE:-cpu}" $(PY) -m pytest $(SHARED) tests $(patsubst %,--ignore=%,$(ELSEWHERE)) $(ARGS)
 
 # Threads that wait for each other do so passively here: on busy cores spinning takes the time that the other one needs.
 # A lesson that is only tested writes its results and figures beside the repository's own, into .cache.
@@ -91,6 +103,12 @@ evidence: setup  ## run every experiment from nothing (hours; resumable) and ren
 bench: setup-bench  ## measure speed, against other loops too (a part: WHAT="loop wide")
 	@$(PY) cnn.py bench $(WHAT) $(ARGS)
 
+lock: setup  ## write constraints-lock.txt anew: the hashes of all files of the versions in constraints.txt
+	$(PIP_INSTALL) uv
+	{ sed '/^#/!d' constraints-lock.txt; echo 'pip>=26.1' | $(PY) -m uv pip compile - requirements-dev.txt requirements-bench.txt -c constraints.txt \
+	  --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet; } > constraints-lock.new
+	mv constraints-lock.new constraints-lock.txt
+
 clean:  ## remove .venv and the caches; trained networks in runs/ stay
 	rm -rf .venv .venv.unfinished .cache site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -101,22 +119,26 @@ setup:
 
 setup-dev:
 	$(call install,.venv/installed-dev.txt,requirements.txt requirements-cluster.txt requirements-site.txt requirements-dev.txt)
-	@cat requirements.txt constraints.txt > .venv/installed-course.txt
-	@cat requirements-site.txt constraints.txt > .venv/installed-site.txt
+	@cat requirements.txt $(PINS) > .venv/installed-course.txt
+	@cat requirements-site.txt $(PINS) > .venv/installed-site.txt
 
 setup-bench:
 	$(call install,.venv/installed-bench.txt,requirements.txt requirements-bench.txt)
-	@cat requirements.txt constraints.txt > .venv/installed-course.txt
+	@cat requirements.txt $(PINS) > .venv/installed-course.txt
 
 setup-site:
 	$(call install,.venv/installed-site.txt,requirements-site.txt)
 
 # $(call install,STAMP,LISTS): bring .venv up to the last of LISTS. The stamp is a copy of what was asked for, written at
 # the end; an unchanged one costs no time. A .venv that was interrupted, or whose Python is gone or too old, is made anew.
+# LOCKED=1 takes only files with the hashes in constraints-lock.txt: first pip, as older ones read no hashes of constraints,
+# into a new .venv, as pip does not look again at what is installed.
+PIP_INSTALL := $(PY) -m pip install --quiet --quiet --disable-pip-version-check
+comma := ,
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 define install
-@wanted="$$(cat $(2) constraints.txt)"; \
-usable() { [ ! -e .venv.unfinished ] && $(PY) -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null; }; \
+@wanted="$$(cat $(2) $(PINS))"; \
+usable() { [ ! -e .venv.unfinished ] $(if $(filter 1,$(LOCKED)),&& [ -e .venv/pip.txt ] )&& $(PY) -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null; }; \
 if usable && [ "$$wanted" = "$$(cat $(1) 2>/dev/null)" ]; then exit 0; fi; \
 if ! usable; then \
   "$(PYTHON)" -c '$(NEW_ENOUGH)' || { \
@@ -129,7 +151,8 @@ rm -f $(1); \
 usable || { touch .venv.unfinished; "$(PYTHON)" -m venv --clear .venv || exit 1; }; \
 trap 'exit 130' INT TERM; \
 touch .venv.unfinished; \
-$(PY) -m pip install --quiet --quiet --disable-pip-version-check -r $(lastword $(2)) -c constraints.txt; \
+$(if $(filter 1,$(LOCKED)),sed -n '/^pip==/$(comma)/[^\\]$$/p' $(PINS) > .venv/pip.txt && $(PIP_INSTALL) --require-hashes -r .venv/pip.txt && )\
+$(PIP_INSTALL) -r $(lastword $(2)) -c $(PINS); \
 failed=$$?; \
 rm -f .venv.unfinished; \
 [ $$failed = 0 ] || { echo "Set-up failed, for the reason above. When that is mended, repeat the command"; exit 1; }; \

@@ -6,9 +6,9 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import Field, fields
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import Field, asdict, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from utils import checkpoint, data, device, files, parallel, train
+from utils import checkpoint, data, device, files, folders, parallel, tables, train
 from utils.model import CNN, CNNConfig
 
 app = typer.Typer(
@@ -28,8 +28,12 @@ app = typer.Typer(
 )
 RUNS = files.ROOT / "runs"
 SETTINGS_FILE = "settings.json"
+ABOUT_FILE = (
+    "about.json"  # all that decides the numbers of a run: every setting, the data, and the machine of each start
+)
 HISTORY_FILE = "history.csv"  # written when a run has finished
 OPTIONS = ("device", "precision", "compiled", "cuda_graphs")  # of train.fit
+MOST_THREADS = 1024  # more cannot be started everywhere, and the process would end
 FROM_DATA = ("in_channels", "num_classes")  # fields of CNNConfig that the data decide
 
 DEVICE_HELP = "auto (CUDA before MPS before CPU), cpu, cuda, cuda:1 or mps  [default: auto]"
@@ -94,9 +98,9 @@ def train_command(
     given |= {"device": device_name, "precision": precision, "compiled": compiled} | chosen
     given |= {"cuda_graphs": cuda_graphs}
     given = {name: value for name, value in given.items() if value is not None}
-    if given.get("data") not in (None, *data.DATASETS) and Path(given["data"]).is_dir():
+    if given.get("data") not in (None, "", *data.DATASETS) and Path(given["data"]).is_dir():
         given["data"] = str(Path(given["data"]).resolve())  # so that the run can be resumed from another folder
-    out = folder_of_run(out, resume, given.get("data", "fashion-mnist"))
+    own, out = out is None and not resume, folder_of_run(out, resume, given.get("data", "fashion-mnist"))
     settings = (read_settings(out) | given) if resume else given
     try:
         with parallel.join(device.pick(settings.get("device", "auto"))):
@@ -104,16 +108,25 @@ def train_command(
             model, images_in, recipe, options = prepare(settings)
             introduce(model, images_in, recipe, options, out)
             if not resume and parallel.is_first():
-                files.write_text(out / SETTINGS_FILE, json.dumps(settings, indent=2))
-            history = train.fit(model, images_in, recipe, **options, out=out, resume=resume)
-            result = final_number(model, images_in, recipe, options) if test else None
+                files.write_record(out / SETTINGS_FILE, settings)
+            if parallel.is_first():
+                about = described_run(model, images_in, recipe, options, started_on(out) if resume else [])
+                files.write_text(out / ABOUT_FILE, json.dumps(about, indent=1))
+            with resumable(out):
+                history = train.fit(model, images_in, recipe, **options, out=out, resume=resume)
+                result = final_number(model, images_in, recipe, options) if test else None
     except KeyboardInterrupt:
         print(f"\nstopped; {how_to_resume(out)}")
         raise typer.Exit(130) from None
     except parallel.WorkerLost as error:
         raise parallel.WorkerLost(f"{error}: {how_to_resume(out)}") from error
+    finally:
+        if own:
+            with suppress(OSError):
+                out.rmdir()  # where it is empty still, as the settings were refused
     if parallel.is_first():
-        conclude(images_in, history, result, out)
+        with resumable(out):
+            conclude(images_in, history, result, out)
 
 
 def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe, dict[str, Any]]:
@@ -126,13 +139,14 @@ def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe
     if unknown:
         raise ValueError(f"unknown settings {', '.join(sorted(unknown))} in {SETTINGS_FILE}: train again")
     recipe = train.Recipe(**fields_of(train.Recipe, settings))
-    network = {name: number_or_word(value) for name, value in fields_of(CNNConfig, settings).items()}
+    network = fields_of(CNNConfig, settings)
+    network |= {"init": number_or_word(network["init"])} if "init" in network else {}
     CNNConfig(**network)  # wrong fields are refused before any image is read
     where = device.pick(settings.get("device", "auto"))
     precision = device.pick_precision(where, settings.get("precision", "auto"))
     if settings.get("threads") is not None:
-        if settings["threads"] < 1:
-            raise ValueError(f"threads={settings['threads']}: expected 1 or more")
+        if settings["threads"] not in range(1, MOST_THREADS + 1):
+            raise ValueError(f"threads={settings['threads']!r}: expected a whole number from 1 to {MOST_THREADS}")
         torch.set_num_threads(settings["threads"])
     elif parallel.launched():
         torch.set_num_threads(parallel.threads())
@@ -168,10 +182,19 @@ def folder_of_run(out: Path | None, resume: bool, name: str) -> Path:
     if resume:
         return out
     if out is None:
-        return RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(name).name}"
+        out = RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(name).name}"
+        return new_folder(out) if parallel.is_first() else out
     if (out / checkpoint.STATE_FILE).exists():
         raise ValueError(f"--out {out} holds a run already: add --resume to go on with it, or name another folder")
     return out
+
+
+def new_folder(out: Path) -> Path:
+    """Make the folder `out`, under another name where a run of the same second has it, or of a clock that went back."""
+    try:
+        return files.new_folder(out)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} (--out)") from error
 
 
 def newest_run(file: str, unfinished: bool = False) -> Path:
@@ -186,14 +209,7 @@ def newest_run(file: str, unfinished: bool = False) -> Path:
 
 def read_settings(out: Path) -> dict[str, Any]:
     """Return the settings that the run in `out` was started with. Raises ValueError if they cannot be read."""
-    path = out / SETTINGS_FILE
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path} ({error}): is {out} the folder of a run?") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds {type(settings).__name__}, expected the settings of a run: train again")
-    return settings
+    return tables.read_record(out / SETTINGS_FILE, f"is {out} the folder of a run? If so, train again")
 
 
 def number_or_word(value: Any) -> Any:
@@ -215,6 +231,42 @@ def introduce(model: CNN, images: data.ImageData, recipe: train.Recipe, options:
     processes = f", {os.environ['WORLD_SIZE']} processes" if parallel.launched() else ""
     print(f"device    {options['device']}, {options['precision']}, {torch.get_num_threads()} threads{processes}")
     print(f"run       {shown(out)}")
+
+
+def described_run(
+    model: CNN, images: data.ImageData, recipe: train.Recipe, options: dict[str, Any], earlier: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what decides the numbers of a run; its machines are those of `earlier` starts, and this one."""
+    from utils import ablation
+
+    machine = device.describe(options["device"], options["precision"])
+    machine |= {"processes": parallel.size(), "code": ablation.code_version()}
+    source = {"name": images.name, "checksum": images.checksum, "train": len(images.train)}
+    settings = {"network": asdict(model.config), "recipe": asdict(recipe), "data": source}
+    return settings | {"machines": [*earlier, machine]}
+
+
+def started_on(out: Path) -> list[dict[str, Any]]:
+    """Return the machines that the run in `out` was started and resumed on, as far as that is known."""
+    try:
+        return list(json.loads((out / ABOUT_FILE).read_text(encoding="utf-8"))["machines"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+@contextmanager
+def resumable(out: Path) -> Iterator[None]:
+    """Where the block fails for want of memory, of disk or of a permission, say how the run in `out` goes on."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error}. Then: {how_to_resume(out)}") from error
+    except (MemoryError, RuntimeError) as error:
+        reason = device.out_of_memory(error)
+        if not reason:
+            raise
+        remedy = "free some, or train anew with a smaller --batch-size, --width or --size, or with --accumulate"
+        raise MemoryError(f"memory was short ({reason}): {remedy}. {how_to_resume(out).capitalize()}") from error
 
 
 def how_to_resume(out: Path) -> str:
@@ -244,7 +296,9 @@ def conclude(images: data.ImageData, history: train.History, result: str | None,
     print(result or f"validation accuracy {validated:.2%} ({len(images.validation):,} images)")
     print(f"training took {seconds:.0f} s, {speed:,.0f} images/s")
     draw(history, out / "curves.png")
-    files.write_text(out / HISTORY_FILE, history.to_csv(index=False))
+    files.write_rows(out / HISTORY_FILE, history.to_csv(index=False), {})
+    for left in files.temporaries(out):  # by a process that was killed
+        left.unlink(missing_ok=True)
     print(f"wrote {shown(out / 'curves.png')}; try: python cnn.py predict --run {quoted(out)} IMAGE")
 
 
@@ -365,7 +419,7 @@ def ablate(
     listed: Annotated[bool, typer.Option("--list", help="list the experiments and whether their rows stand")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="say how much there is to do, and do nothing")] = False,
     jobs: Annotated[int | None, typer.Option(help="processes on this machine; default: one a core")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="address of a Dask scheduler, tcp://HOST:PORT")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="of Dask: tcp://127.0.0.1:PORT, or tls://HOST:PORT")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="train again what is kept, too")] = False,
     device_name: Annotated[str, typer.Option("--device", help=DEVICE_HELP, show_default=False)] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
@@ -402,7 +456,7 @@ def described(name: str) -> str:
     try:
         about = experiments.load(name).about["measured_on"]
         state = f"measured on {about['cpu']}, {about['precision']}"
-    except experiments.ResultsError as error:
+    except tables.ResultsError as error:
         state = str(error)
     return f"{name:<12}{experiment.question} {', '.join(experiment.vary)}; {state}"
 
@@ -447,7 +501,7 @@ app.add_typer(cache_app, name="cache")
 def info() -> None:
     """Say where the cache is, what it holds, and how large it is."""
     for kind, folder in cached().items():
-        found = [path for path in folder.glob("*") if path.is_file()]
+        found = [path for path in folder.glob("*") if path.is_file() and path.suffix != ".lock"]
         size = sum(path.stat().st_size for path in found)
         print(f"{kind:<16}{len(found):>6} files {size / 1e6:>8.1f} MB  {folder}")
 
@@ -456,7 +510,7 @@ def info() -> None:
 def clear() -> None:
     """Delete the kept runs and the decoded images. Downloaded data sets stay."""
     for kind, folder in cached().items():
-        found = [path for path in folder.glob("*") if path.is_file()]
+        found = [path for path in folder.glob("*") if path.is_file() and path.suffix != ".lock"]
         for path in found:
             path.unlink(missing_ok=True)
         print(f"deleted {len(found)} {kind}")
@@ -468,6 +522,14 @@ def cached() -> dict[str, Path]:
 
     decoded = files.cache_dir() / "folders"
     return {"finished runs": ablation.folder(), "rows of sweeps": ablation.sweeps(), "decoded images": decoded}
+
+
+@app.command()
+def doctor() -> None:
+    """Print what a bug report needs, what is wrong on this machine, and what to do about it."""
+    from utils import doctor as examiner
+
+    raise typer.Exit(examiner.main() > 0)
 
 
 @app.command()
@@ -514,6 +576,8 @@ def readme() -> None:
 def main() -> None:
     """Run the command line; `train` is the default command. Wrong input ends in one sentence, not in a traceback."""
     arguments = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a "?" where a terminal or a file cannot take "×"
     if not parallel.is_first():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - one process of a run talks
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
@@ -530,7 +594,7 @@ def main() -> None:
         ModuleNotFoundError,
     ) as error:
         silent = isinstance(error, train.Diverged) and not parallel.is_first()  # all processes find it at once
-        sys.exit(1 if silent else f"error: {error}")
+        sys.exit(1 if silent else f"error: {folders.shown(error)}")
 
 
 if __name__ == "__main__":

@@ -197,7 +197,8 @@ def test_rows_are_appended_with_their_machine(tmp_path, monkeypatch, commit):
     monkeypatch.setattr(bench, "commit", lambda: commit)
     path = tmp_path / "speed.csv"
     for value in (1.0, 2.0):
-        bench.append(path, pd.DataFrame([bench.row("a", "x", [value, value + 1, value + 3])]), {"cpu": "x, y"})
+        rows = pd.DataFrame([bench.row("a", "x", [value, value + 1, value + 3])]).assign(measurement="loop")
+        bench.append(path, rows, {"cpu": "x, y"})
     rows = bench.read(path)
     assert rows["median"].tolist() == [2.0, 3.0]
     assert rows["max"].tolist() == [4.0, 5.0]

@@ -39,7 +39,7 @@ def scheduler() -> Iterator[tuple[str, list[subprocess.Popen]]]:
     port = free_port()
     address = f"tcp://127.0.0.1:{port}"
     server = start("scheduler", "--host", "127.0.0.1", "--port", str(port))
-    workers = [start("worker", address, "--nthreads", "1") for _ in range(2)]
+    workers = [start("worker", address, "--nthreads", "1", "--host", "127.0.0.1") for _ in range(2)]
     yield address, workers
     for process in [*workers, server]:
         for child in [*psutil.Process(process.pid).children(recursive=True), process]:

@@ -458,8 +458,9 @@ def test_progress_has_every_exercise_of_every_lesson(own_cache, monkeypatch):
 @pytest.mark.parametrize("content", ["", "{", "3", '{"a": 1}', "[1, null]", "\x00"])
 def test_a_damaged_note_is_as_none(number, own_cache, content):
     (own_cache / exercises.SOLVED).write_text(content)
-    assert exercises.solved_keys() == set()
-    assert exercises.check("number", 2)
+    for look in (exercises.solved_keys, lambda: exercises.check("number", 2)):
+        with pytest.warns(UserWarning, match="solved-exercises.json .* cannot be read .*: check your answers again"):
+            assert look() in (set(), True)
     assert exercises.solved_keys() == {"number"}
 
 

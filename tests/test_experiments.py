@@ -1,6 +1,5 @@
 """The shipped evidence is that of today's code, edited rows are noticed, and the README says what the rows say."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from utils import ablation, evidence, experiments, files, train
+from utils import ablation, evidence, experiments, files, tables, train
 from utils.model import CNNConfig
 
 SHIPPED = files.ROOT / "results"
@@ -182,10 +181,10 @@ def test_another_plan_makes_rows_stale(tiny, monkeypatch, change, reason):
 
 def test_a_new_field_that_changes_nothing_keeps_the_rows(tiny):
     path = tiny / "tiny.json"
-    about = json.loads(path.read_text(encoding="utf-8"))
+    about = files.read_record(path)
     for setting in about["variants"].values():
         del setting["config"]["pool_everywhere"]  # as if the field had been added since
-    path.write_text(json.dumps(about), encoding="utf-8")
+    files.write_record(path, about)
     assert experiments.stale("tiny") == []
 
 
@@ -208,19 +207,25 @@ def edit(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "tiny.csv").unlink(), "no results of 'tiny', tiny.csv is missing: measure them"),
+        (lambda folder: (folder / "tiny.csv").unlink(), "no results: .*tiny.csv is missing; measure them"),
         (lambda folder: (folder / "tiny.json").unlink(), "tiny.json is missing"),
-        (lambda folder: edit(folder / "tiny.csv", ",batch,", ",botch,"), "not those that were measured .edited.."),
-        (lambda folder: edit(folder / "tiny.csv", ",seed,", ",sead,"), "tiny.csv lacks the column seed"),
-        (lambda folder: edit(folder / "tiny.json", "{", "["), "the results of 'tiny' cannot be read"),
-        (lambda folder: (folder / "tiny.json").write_text("[]", encoding="utf-8"), "not those that were measured"),
-        (lambda folder: (folder / "tiny.csv").write_bytes(b"\xff\x00"), "cannot be read|lacks the column"),
-        (lambda folder: (folder / "tiny.csv").write_bytes(b""), "cannot be read"),
+        (
+            lambda folder: edit(folder / "tiny.csv", ",batch,", ",botch,"),
+            "not those that were measured .damaged, or edited..",
+        ),
+        (lambda folder: edit(folder / "tiny.csv", ",seed,", ",sead,"), "not those that were measured"),
+        (lambda folder: edit(folder / "tiny.json", "{", "["), "tiny.csv, or tiny.json beside it, cannot be read"),
+        (
+            lambda folder: (folder / "tiny.json").write_text("[]", encoding="utf-8"),
+            "tiny.json beside it, cannot be read",
+        ),
+        (lambda folder: (folder / "tiny.csv").write_bytes(b"\xff\x00"), "not those that were measured"),
+        (lambda folder: (folder / "tiny.csv").write_bytes(b""), "not those that were measured"),
     ],
 )
 def test_damaged_results_are_refused_with_the_remedy(tiny, damage, message):
     damage(tiny)
-    with pytest.raises(experiments.ResultsError, match=message) as refused:
+    with pytest.raises(tables.ResultsError, match=message) as refused:
         experiments.load("tiny")
     assert "python cnn.py ablate tiny" in str(refused.value)
 

@@ -153,7 +153,6 @@ def append_many(path: Path, name: str) -> None:
         files.append_row(path, {"name": name, "number": i})
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="not promised: Windows has no write that is always at the end")
 def test_two_processes_can_append_at_the_same_time(tmp_path):
     path = tmp_path / "a.csv"
     context = multiprocessing.get_context("spawn")

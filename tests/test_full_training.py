@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from utils import checkpoint, data, examine, experiments, files, full_training, train
-from utils.experiments import ResultsError
 from utils.model import CNNConfig
+from utils.tables import ResultsError
 
 SHORT = full_training.Plan(train.Recipe(epochs=1, batch_size=64), CNNConfig())
 AT_LEAST = {

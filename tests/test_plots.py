@@ -136,7 +136,7 @@ def test_no_space_left(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("CNN_FIGURES_DIR", str(tmp_path / "file"))
     with pytest.raises(OSError, match=r"cannot write .*file: a part of the path is a file"):
-        plots.save(small_figure(), "loss")
+        plots.save(small_figure(), "loss", show=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- a slider

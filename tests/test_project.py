@@ -20,6 +20,7 @@ COURSE = "https://github.com/cnn-course/cnn-course"
 # A module of utils imports only from floors below its own; sideways only where it is named here.
 FLOORS = {
     "files": 0,
+    "tables": 1,
     "links": 1,
     "folders": 0,
     "device": 0,
@@ -48,6 +49,7 @@ FLOORS = {
     "full_training": 5,
     "lessons": 5,
     "compare": 6,
+    "doctor": 6,
 }
 
 SIDEWAYS = {("train", "checkpoint")}
@@ -136,7 +138,7 @@ def test_undeclared_imports_are_found(tmp_path):
 def test_every_declared_package_is_used():
     """By an import; or by name: commands, Sphinx's extension and theme, SciPy (SVHN), onnxscript (of torch.onnx)."""
     assert set(COURSE_LIST) - brought_to(COURSE_CODE) - {"jupyterlab", "nbval", "scipy", "onnxscript"} == set()
-    assert set(DEV_LIST) - brought_to(sources("tests/**/*.py")) - {"nbconvert", "ruff"} == set()
+    assert set(DEV_LIST) - brought_to(sources("tests/**/*.py")) - {"nbconvert", "pytest-xdist", "ruff"} == set()
     assert set(BENCH_LIST) - brought_to(BENCH_CODE) == set()
     assert set(CLUSTER_LIST) - brought_to(CLUSTER_CODE) == set()
     by_name = {name for name in SITE_LIST if name.replace("-", "_") in read("docs/conf.py")} | {"sphinx"}

@@ -7,15 +7,17 @@ order with the same crops and flips. To share a sweep among machines, run it und
 """
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import itertools
 import json
+import os
 import re
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,7 @@ from typing import Any
 
 import joblib
 import pandas as pd
+import psutil
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from joblib.parallel import get_active_backend
@@ -38,6 +41,7 @@ ROWS = ["epoch", "step", "split", "metric", "value", "seconds"]  # columns of on
 COLUMNS = ["experiment", "variant", "lr", "seed", *ROWS]
 NAMES = {("residual", True): "residual", ("residual", False): "plain"}  # of variants that a value does not name
 NEEDS = {("dropout_where", "none"): {"dropout": 0.0}}  # a value that leaves another field without a meaning
+LONGEST_NAME = 100  # of a sweep: files are called by it
 BYTES_A_ROW = 150  # of a kept run
 ALONE = threading.Lock()  # PyTorch's random numbers are those of the process: runs in threads of one would mix them
 
@@ -137,6 +141,10 @@ def run(
     Raises ValueError for a field, value, seed or learning rate that is refused, parallel.WorkerLost when a process is
     killed.
     """
+    if not isinstance(experiment, str) or not experiment.isprintable() or not 0 < len(experiment) <= LONGEST_NAME:
+        raise ValueError(f"experiment={experiment!r}: expected a name of 1 to {LONGEST_NAME} characters")
+    if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
+        raise ValueError(f"jobs={jobs!r}: expected how many processes, 1 or more, or None: one a core")
     options = {"source": source, "grid": grid, "along": along, "device": device, "precision": precision}
     trials = plan(base, vary, recipe, seeds, lr=lr, **options)
     results = execute(list(trials.values()), jobs, refresh, progress and f"{experiment}: runs")
@@ -160,8 +168,7 @@ def leave(experiment: str, frame: pd.DataFrame, trials: Mapping[tuple[str, float
     """Write the rows of a sweep, and what they are rows of, into `sweeps`."""
     path = sweeps() / re.sub(r"[^\w ,.=+-]", "_", experiment)
     about = {"variants": settings(trials), "measured_on": frame.attrs}
-    files.write_text(path.with_name(f"{path.name}.json"), json.dumps(about, indent=1) + "\n")
-    files.write_text(path.with_name(f"{path.name}.csv"), frame.to_csv(index=False))
+    files.write_rows(path.with_name(f"{path.name}.csv"), frame.to_csv(index=False), about)
 
 
 def settings(trials: Mapping[tuple[str, float, int], Trial]) -> dict[str, dict[str, Any]]:
@@ -186,8 +193,10 @@ def plan(
     precision: str = "auto",
 ) -> dict[tuple[str, float, int], Trial]:
     """Return the runs that `run` would make with these arguments, by (variant, lr, seed)."""
+    check_kinds(base=base, vary=vary, recipe=recipe, seeds=seeds, source=source, grid=grid)
+    check_kinds(along={} if along is None else along, device=device, precision=precision)
     seeds = list(seeds)
-    if not seeds or len(set(seeds)) < len(seeds):
+    if not seeds or any(seed in seeds[:place] for place, seed in enumerate(seeds)):
         raise ValueError(f"seeds={seeds!r}: expected one or more, each of them once")
     where = devices.pick(device)
     options = {"source": source, "device": str(where), "precision": devices.pick_precision(where, precision)}
@@ -201,11 +210,34 @@ def plan(
     return trials
 
 
+KINDS = {
+    "base": (CNNConfig, "a CNNConfig"),
+    "vary": (Mapping, "a dict of a field and its values, {'norm': ['batch', 'none']}"),
+    "recipe": (train.Recipe, "a Recipe"),
+    "seeds": (Sequence, "a list of whole numbers, or a range"),
+    "source": (Source, "a Source"),
+    "grid": (bool, "True or False"),
+    "along": (Mapping, "a dict of variants and the fields that change with them"),
+    "device": (str, "a name such as 'cpu'"),
+    "precision": (str, "a name such as 'fp32'"),
+}
+
+
+def check_kinds(**arguments: Any) -> None:
+    """Raise ValueError that names the first of the arguments of `plan` that is of another kind than expected."""
+    for name, value in arguments.items():
+        kind, expected = KINDS[name]
+        if not isinstance(value, kind) or (kind is Sequence and isinstance(value, str | bytes)):
+            raise ValueError(f"{name}={value!r}: expected {expected}")
+
+
 def rates(lr: Rates, variant: str, recipe: train.Recipe) -> list[float]:
     """Return the learning rates of `variant`."""
     own = lr[variant] if isinstance(lr, Mapping) else lr
     if own is None:
         return [recipe.lr]
+    if isinstance(own, Sequence) and (isinstance(own, str | bytes) or not own):
+        raise ValueError(f"lr={own!r}: expected a learning rate, or a list of several")
     return list(own) if isinstance(own, Sequence) else [own]
 
 
@@ -222,7 +254,7 @@ def variants(
     """
     if len(vary) != (2 if grid else 1):
         expected = "two fields for grid=True" if grid else "one field, or two and grid=True"
-        raise ValueError(f"vary names {len(vary)} fields ({', '.join(vary) or 'none'}): expected {expected}")
+        raise ValueError(f"vary names {len(vary)} fields ({', '.join(map(str, vary)) or 'none'}): expected {expected}")
     found: dict[str, dict[str, Any]] = {}  # the changes of each variant
     for combination in itertools.product(*(choices(field, values) for field, values in vary.items())):
         name = ", ".join(name for _, name, _ in combination)
@@ -246,6 +278,8 @@ def check_along(name: str, changes: Mapping[str, Any], vary: Mapping[str, Any], 
     """Raise ValueError unless `changes` can go along with the variant `name`, one of `found`."""
     if name not in found:
         raise ValueError(f"along has a variant {name!r} that there is not: choose one of {', '.join(found)}")
+    if not isinstance(changes, Mapping):
+        raise ValueError(f"along[{name!r}]={changes!r}: expected a dict of fields and their values")
     for field in changes:
         check_field(f"along[{name!r}]", field)
         if field in vary:
@@ -256,7 +290,7 @@ def check_field(where: str, field: str) -> None:
     """Raise ValueError unless `field` is one that may differ between variants; `where` is the argument that has it."""
     known = [name for name in (*names(CNNConfig), *names(train.Recipe)) if name not in ("seed", "lr")]
     if field not in known:
-        near = difflib.get_close_matches(field, known, 3) or known
+        near = difflib.get_close_matches(str(field), known, 3) or known
         remedy = f"; give {field}s by {'seeds=' if field == 'seed' else 'lr='}" if field in ("seed", "lr") else ""
         raise ValueError(f"{where} has no field {field!r} to change: choose one of {', '.join(near)}{remedy}")
 
@@ -264,8 +298,11 @@ def check_field(where: str, field: str) -> None:
 def choices(field: str, values: Sequence[Any] | Mapping[str, Any]) -> list[tuple[str, str, Any]]:
     """Return (field, name of the variant, value) of each value that `field` takes."""
     check_field("vary", field)
-    if isinstance(values, str) or len(values) < 2:
-        raise ValueError(f"vary[{field!r}]={values!r}: expected two or more values to compare")
+    if not isinstance(values, Sequence | Mapping) or isinstance(values, str) or len(values) < 2:
+        raise ValueError(f"vary[{field!r}]={values!r}: expected two or more values to compare, in a list")
+    for value in values.values() if isinstance(values, Mapping) else values:
+        if not isinstance(value, Hashable):
+            raise ValueError(f"vary[{field!r}] has the value {value!r}: expected numbers, words, True or False")
     if isinstance(values, Mapping):
         return [(field, name, value) for name, value in values.items()]
     return [(field, NAMES.get((field, value), name_of(field, value)), value) for value in values]
@@ -302,24 +339,50 @@ def in_parallel(trials: list[Trial], jobs: int | None) -> Iterator[tuple[Trial, 
     if not trials:
         return
     if jobs is None:
-        jobs = 1 if trials[0].device != "cpu" else min(joblib.cpu_count(), len(trials))
+        jobs = 1 if trials[0].device != "cpu" else joblib.cpu_count()
+    jobs = min(jobs, len(trials))  # joblib would start all of them at once
     elsewhere = type(get_active_backend()[0]).__name__ == "DaskDistributedBackend"
     workers = joblib.Parallel(n_jobs=-1 if elsewhere else jobs, return_as="generator_unordered")
     try:
-        yield from workers(joblib.delayed(work)(trial, code_version()) for trial in trials)
+        yield from workers(joblib.delayed(work)(trial, code_version(), os.getpid()) for trial in trials)
     except TerminatedWorkerError as error:
         raise parallel.WorkerLost(
             "a process of the sweep was lost (killed, or out of memory); the finished runs are kept: run it again to "
             "go on, with fewer jobs if memory was short"
         ) from error
+    except (MemoryError, RuntimeError) as error:
+        reason = devices.out_of_memory(error)
+        if not reason:
+            raise
+        raise MemoryError(
+            f"a run of the sweep ran out of memory ({reason}); the finished runs are kept: run it again to "
+            "go on, with fewer jobs, or change it to smaller batches or networks"
+        ) from error
 
 
-def work(trial: Trial, code: str) -> tuple[Trial, list[list[Any]]]:
-    """Train `trial` in a process that must run the same code. Raises RuntimeError if it does not."""
+def work(trial: Trial, code: str, sweep: int = 0) -> tuple[Trial, list[list[Any]]]:
+    """Train `trial` in a process that must run the same code. Raises RuntimeError if it does not.
+
+    A worker that the process `sweep` has started on this machine ends with it.
+    """
+    if os.getppid() == sweep:
+        end_with(sweep)
     if code_version() != code:
         raise RuntimeError("a worker runs other code or another PyTorch than the sweep: update it, and start it again")
     with ALONE:
         return trial, trial.train()
+
+
+@cache
+def end_with(parent: int) -> None:
+    """Let this process end as soon as its `parent` does, however that ends: nobody would take its results."""
+
+    def follow() -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(parent).wait()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def folder() -> Path:
@@ -338,7 +401,7 @@ def kept(trial: Trial) -> list[list[Any]] | None:
     if not path.exists():
         return None
     try:
-        return checkpoint.read(path)["rows"]
+        return checkpoint.read(path, "rows")["rows"]
     except checkpoint.CheckpointError as error:
         warnings.warn(f"a kept run is damaged and will be trained again: {error}", stacklevel=4)
         return None

@@ -24,10 +24,11 @@ import psutil
 import torch
 from torch.utils.data import DataLoader
 
-from utils import ablation, costs, data, device, files, frameworks, loops, train
+from utils import ablation, costs, data, device, files, frameworks, loops, tables, train
 from utils.model import CNN, CNNConfig
 
 SPEED_FILE = "speed.csv"
+COLUMNS = ["measurement", "what", "unit", "n", "median", "min", "max", "date", "commit"]
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"  # of the README's section
 CPU = {"CNN_DEVICE": "cpu"}
 AVX2 = CPU | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}  # what PyTorch and oneDNN may use of it
@@ -52,14 +53,16 @@ def speed(names: Sequence[str] = ("loop",), rounds: int = 5, images: int = 12_28
         raise ValueError(f"images={images}: expected at least one batch, {train.Recipe.batch_size}")
     if "frameworks" in names:
         frameworks.check_installed()
-    machine, tables = device.describe(), []
+    path, machine, measured = files.results_dir() / SPEED_FILE, device.describe(), []
+    if path.exists():
+        read(path)  # rows that are damaged are told before the measurements, not after them
     for name in names:
         table = pd.DataFrame(MEASUREMENTS[name](rounds, images)).assign(measurement=name)
         print(table.drop(columns="measurement").to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
-        append(files.results_dir() / SPEED_FILE, table, machine)  # at once: a later one that fails loses nothing
-        tables.append(table)
+        append(path, table, machine)  # at once: a later one that fails loses nothing
+        measured.append(table)
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(measured, ignore_index=True)
 
 
 def measure_loop(rounds: int, images: int) -> list[Row]:
@@ -292,8 +295,8 @@ def measure_roofline(rounds: int, images: int) -> list[Row]:
             "cache": call(process, costs.bandwidth, 2**20, 50),
         }
         measured = interleave(turns, rounds)
-    tables = pd.concat(measured["layers"])
-    layers = tables.groupby(["layer", "direction"], sort=False)["seconds"]
+    rows = pd.concat(measured["layers"])
+    layers = rows.groupby(["layer", "direction"], sort=False)["seconds"]
     return [
         *(row(f"peak of the {p} matrix product", "GFLOP/s", [x / 1e9 for x in measured[p]]) for p in ("fp32", "bf16")),
         *(row(f"{what} bandwidth", "GB/s", [x / 1e9 for x in measured[what]]) for what in ("memory", "cache")),
@@ -562,13 +565,18 @@ def write_readme() -> None:
 def append(path: Path, table: pd.DataFrame, machine: dict[str, str]) -> None:
     """Append `table` to the CSV at `path`, each row with the date, the commit and the machine it was measured on."""
     table = table.assign(date=datetime.now(UTC).isoformat(timespec="seconds"), commit=commit(), **machine)
-    before = [read(path)] if path.exists() else []
-    files.write_text(path, pd.concat([*before, table]).to_csv(index=False))
+    with files.alone(path.with_suffix("")):  # a lock of its own: `write_rows` takes that of its file
+        before = [read(path)] if path.exists() else []
+        files.write_rows(path, pd.concat([*before, table]).to_csv(index=False), {})
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Return the rows that `append` wrote; a commit stays text, also one that looks like a number (7573491, 12e4)."""
-    return pd.read_csv(path, dtype={"commit": str})
+    """Return the rows that `append` wrote; a commit stays text, also one that looks like a number (7573491, 12e4).
+
+    Raises tables.ResultsError where they are missing, damaged or edited.
+    """
+    remedy = f"take them from git (git checkout results/{path.stem}.*), or delete both files and measure (make bench)"
+    return tables.read_table(path, remedy, COLUMNS, by_hand=True, dtype={"commit": str})[0]
 
 
 def commit() -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from utils import files
@@ -31,28 +31,30 @@ def write(path: Path, record: Any) -> None:
     tensors: dict[str, Tensor] = {}
     text = json.dumps(pack(record, tensors))
     header = {"record": text, "sha256": digest(text, tensors)}
-    with files.atomic_path(path) as beside:
-        beside.write_bytes(save(tensors, metadata=header))
+    files.write_bytes(path, save(tensors, metadata=header))
 
 
-def read(path: Path) -> Any:
-    """Return what `write` wrote to `path`.
+def read(path: Path, *parts: str) -> Any:
+    """Return what `write` wrote to `path`, a dict with `parts` if any are named.
 
-    Raises CheckpointError if the file is missing or not exactly what was written.
+    Raises CheckpointError if the file is missing, not exactly what was written, or a checkpoint of another kind.
     """
     remedy = "train again, or take the file from a backup"
     if not Path(path).is_file():
         raise CheckpointError(f"no checkpoint at {path}: train first (python cnn.py), or name another folder")
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+        content = Path(path).read_bytes()  # at once, as another process may put a new file in its place
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         text = header["record"]
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint ({error}): {remedy}") from error
     if digest(text, tensors) != header.get("sha256"):
         raise CheckpointError(f"{path} is damaged (its SHA-256 is not the one written with it): {remedy}")
-    return unpack(json.loads(text), tensors)
+    record = unpack(json.loads(text), tensors)
+    if parts and not (isinstance(record, dict) and record.keys() >= set(parts)):
+        raise CheckpointError(f"{path} is a checkpoint of another kind (expected in it: {', '.join(parts)}): {remedy}")
+    return record
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -95,7 +97,7 @@ def save_model(folder: Path, model: nn.Module, card: dict[str, Any]) -> None:
 def load_model(folder: Path) -> tuple[CNN, dict[str, Any]]:
     """Return the trained CNN of `folder`, in evaluation mode, and its card. Raises CheckpointError."""
     path = Path(folder) / MODEL_FILE
-    saved = read(path)
+    saved = read(path, "config", "weights", "card")
     if saved["config"] is None:
         raise CheckpointError(
             f"{path} holds a network that is not the course's CNN: load its weights with checkpoint.read"

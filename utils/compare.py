@@ -20,6 +20,7 @@ from scipy import stats
 
 from utils import ablation, evidence, experiments, files, plots, train, widgets
 from utils.model import CNNConfig
+from utils.tables import ResultsError, read_record, read_table
 from utils.train import Recipe
 
 METRICS = ("validation accuracy", "train accuracy", "validation loss", "train loss")
@@ -53,14 +54,14 @@ def studies(paths: Iterable[str | Path] | None = None) -> list[Study]:
 
     None: everything, the shipped experiments, the reader's sweeps (`ablation.run`) and runs (`python cnn.py train`).
     Runs of the same settings but for the seed are one variant. Other CSV files and folders are left out. Raises
-    ValueError for a path that does not exist, experiments.ResultsError for rows that are not as they were measured.
+    ValueError for a path that does not exist, tables.ResultsError for rows that are not as they were measured.
     """
     if paths is None:
         shipped = [files.results_dir() / f"{name}.csv" for name in experiments.EXPERIMENTS]
         paths = [path for path in shipped if path.exists()] + [ablation.sweeps(), files.ROOT / "runs"]
     found, runs = [], []
     for path in expanded(paths):
-        if (path / HISTORY).is_file():
+        if (path / HISTORY).exists():
             runs.append(path)
         elif path.suffix == ".csv" and is_rows(path) and not is_copy(path):
             found.append(of_file(path))
@@ -81,39 +82,55 @@ def expanded(paths: Iterable[str | Path]) -> list[Path]:
             continue
         if not path.exists() and path not in (ablation.sweeps(), files.ROOT / "runs"):
             raise ValueError(f"there is no {path}: name CSV files of experiments (results/*.csv) or folders in runs/")
-        inside = path.is_dir() and not (path / HISTORY).is_file()
-        found += sorted(path.iterdir()) if inside else [path]
+        inside = path.is_dir() and path.suffix != ".csv" and not (path / HISTORY).exists()
+        found += [each for each in sorted(path.iterdir()) if each.name[0] != "."] if inside else [path]
     return found
 
 
 def is_rows(path: Path) -> bool:
-    """True for a CSV file with the columns that `ablation.run` gives."""
+    """True for a CSV file with the columns that `ablation.run` gives, or that should have them."""
+    if is_sweep(path) or is_shipped(path):
+        return True
+    if not path.is_file():
+        return False
     with path.open(encoding="utf-8", errors="replace") as lines:
         return set(ablation.COLUMNS) <= set(next(lines, "").strip().split(","))
 
 
+def is_shipped(path: Path) -> bool:
+    """True for the rows of one of the course's experiments."""
+    return path.stem in experiments.EXPERIMENTS and path.parent.resolve() == files.results_dir().resolve()
+
+
+def is_sweep(path: Path) -> bool:
+    """True for what `ablation.run` left behind on this machine."""
+    return path.parent.resolve() == ablation.sweeps().resolve()
+
+
 def is_copy(path: Path) -> bool:
     """True for what a shipped experiment left behind when it was measured here: its rows are in results/."""
-    return path.stem in experiments.EXPERIMENTS and path.parent == ablation.sweeps()
+    return path.stem in experiments.EXPERIMENTS and is_sweep(path)
 
 
 def of_file(path: Path) -> Study:
     """Return the study in a CSV file: a shipped experiment's, or of the reader's."""
-    if path.stem in experiments.EXPERIMENTS and path.parent.resolve() == files.results_dir().resolve():
+    if is_shipped(path):
         results, experiment = experiments.load(path.stem), experiments.find(path.stem)
         settings = {variant: flat(parts) for variant, parts in results.about["variants"].items()}
         for variant, lr in results.about["best_lr"].items():
             settings[variant]["lr"] = lr
         return Study(path.stem, experiment.question, results.runs, settings)
-    rows = pd.read_csv(path)
-    about = path.with_name(f"{path.stem}.json")
-    known = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {}
-    settings = {variant: flat(parts) for variant, parts in known.get("variants", {}).items()}
+    remedy = f"run that sweep again, or delete {path.stem}.csv and {path.stem}.json"
+    rows, known = read_table(path, remedy, ablation.COLUMNS, by_hand=True)
+    try:
+        settings = {variant: flat(parts) for variant, parts in known.get("variants", {}).items()}
+        rows.attrs = dict(known.get("measured_on", {}))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ResultsError(f"{path.stem}.json does not say which variants there are: {remedy}") from error
     if (rows.groupby("variant")["lr"].nunique() > 1).any():  # a sweep: each rate of each variant by itself
         pairs = rows[["variant", "lr"]].drop_duplicates().itertuples(index=False)
         settings = {f"{variant}, lr {lr:g}": {**settings.get(variant, {}), "lr": lr} for variant, lr in pairs}
         rows["variant"] += rows["lr"].map(", lr {:g}".format)
-    rows.attrs = known.get("measured_on", {})
     return Study(path.stem, f"Your own sweep {path.stem}", rows, settings, own=True)
 
 
@@ -127,11 +144,12 @@ def of_runs(folders: Sequence[Path]) -> Study:
     """Return the runs of `python cnn.py train` in `folders` as one study, a variant for each choice of settings."""
     frames, settings = [], {}
     for folder in folders:
-        given = json.loads((folder / SETTINGS).read_text(encoding="utf-8")) if (folder / SETTINGS).exists() else {}
+        remedy = f"train again, or delete the folder {folder}"
+        given = read_record(folder / SETTINGS, remedy) if (folder / SETTINGS).exists() else {}
         seed = given.pop("seed", 0)
         variant = named(given) or "defaults"
         settings[variant] = {**defaults(), **given}
-        history = pd.read_csv(folder / HISTORY)
+        history, _ = read_table(folder / HISTORY, remedy, ablation.ROWS, by_hand=True)
         frames.append(history.assign(experiment="runs", variant=variant, lr=settings[variant]["lr"], seed=seed))
     rows = pd.concat(frames, ignore_index=True)
     rows = rows.drop_duplicates(["variant", "seed", "epoch", "split", "metric"], keep="last")  # trained twice: the last
@@ -250,14 +268,14 @@ def figure(
         shade = looks(study.variants)[row.variant][0]
         bottom.plot([row.low, row.high], [place, place], color=shade, lw=3, solid_capstyle="butt")
         bottom.plot(row.difference, place, "o", color=shade, ms=7)
-    words = [f"{row.variant}: {row.difference:+.2f}, n = {row.n}" for row in rows.itertuples()]
-    bottom.set(yticks=range(len(rows)), yticklabels=words, ylim=(len(rows) - 0.5, -0.5))
+    words = [plots.plain(f"{row.variant}: {row.difference:+.2f}, n = {row.n}") for row in rows.itertuples()]
+    bottom.set(yticks=range(len(rows)), yticklabels=words, ylim=(max(len(rows), 1) - 0.5, -0.5))
     bottom.yaxis.tick_right()  # below the legend
     bottom.tick_params(axis="y", length=0)
     bottom.spines["left"].set_visible(False)
     bottom.axvline(0, color=plots.GREY, lw=1)
     bottom.set_xlabel("points" if plots.scale_of(metric) == 100 else "nats")
-    bottom.set_title(f"difference from {baseline}: paired by seed, 95 % interval", loc="left")
+    bottom.set_title(plots.plain(f"difference from {baseline}: paired by seed, 95 % interval"), loc="left")
     return fig
 
 
@@ -269,7 +287,7 @@ def draw_curves(
     for variant in variants:
         mine, (shade, dash) = frame[frame["variant"] == variant], shown[variant]
         x, y, half = mine["x"], factor * mine["mean"], factor * mine["half"]
-        ax.plot(x, y, color=shade, ls=DASHES[dash % len(DASHES)], lw=1.8, label=variant)
+        ax.plot(x, y, color=shade, ls=DASHES[dash % len(DASHES)], lw=1.8, label=plots.plain(variant))
         ax.fill_between(x, y - half, y + half, color=shade, alpha=0.2, lw=0)
     n = f"{frame['n'].min()} to {frame['n'].max()}".removeprefix(f"{frame['n'].max()} to ")
     ax.set_title(f"{metric} ({'% correct' if factor == 100 else 'nats'}): mean of {n} seeds, 95 % band", loc="left")
@@ -300,13 +318,15 @@ def explore(found: Sequence[Study], start: str) -> None:
         names = by_name[study.value].variants
         variants.children = ()  # so that nothing is drawn before all is chosen
         baseline.options, baseline.value = names, names[-1]
-        boxes = [ipywidgets.Checkbox(True, description=name, indent=False, layout=narrow) for name in names]
+        labels = [widgets.description(name) for name in names]
+        boxes = [ipywidgets.Checkbox(True, description=label, indent=False, layout=narrow) for label in labels]
         for box in boxes:
             box.observe(draw, "value")
         variants.children = boxes
 
     def settings() -> tuple[Study, str, Sequence[str], str]:
-        ticked = [box.description for box in variants.children if box.value]
+        names = by_name[study.value].variants[: len(variants.children)]
+        ticked = [name for name, box in zip(names, variants.children, strict=True) if box.value]
         return by_name[study.value], metric.value, ticked, baseline.value
 
     def draw(_: Any = None) -> None:
@@ -362,11 +382,23 @@ def save(
     name = re.sub(r"\W+", "_", f"{study.name} {metric}")
     path = files.ROOT / "exports" / f"{name}.{kind}"
     if kind == "csv":
-        files.write_text(path, summary(study, metric, variants, baseline).to_csv(index=False))
+        rows = summary(study, metric, variants, baseline)
+        files.write_text(path, rows.assign(variant=rows["variant"].map(no_formula)).to_csv(index=False))
     else:
         with files.atomic_path(path) as beside:
-            closed(figure(study, metric, variants, baseline, axis, smoothing)).savefig(beside, dpi=plots.DPI)
+            fig = closed(figure(study, metric, variants, baseline, axis, smoothing))
+            with plt.rc_context({"svg.hashsalt": name}):  # without it, and with a date, each SVG file would be another
+                fig.savefig(beside, dpi=plots.DPI, metadata={"svg": {"Date": None}}.get(kind))
     return path
+
+
+def no_formula(name: str) -> str:
+    """Return a name as a spreadsheet shows it: one that begins like a formula is marked as text by an apostrophe.
+
+    For tables that people open, not for rows that are read again.
+    """
+    name = name.replace("\r", " ")  # the csv module leaves it bare, where it ends a line
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t")) else name
 
 
 # ------------------------------------------------------------------------------------------------------ the page
@@ -383,10 +415,10 @@ def page(found: Sequence[Study]) -> str:
         )
     content = {"studies": [as_json(study) for study in found], "claims": claims_of(found), "metrics": METRICS}
     content["t"] = [0.0, *(float(stats.t.ppf(0.975, n)) for n in range(1, MOST_SEEDS))]
-    text = json.dumps(clean(content), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(clean(content), allow_nan=False, separators=(",", ":"))  # in ASCII
     title = html.escape(f"Runs compared: {', '.join(study.name for study in found)}")
-    safe = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    return TEMPLATE.read_text(encoding="utf-8").replace("{{title}}", title).replace("{{content}}", safe)
+    filled = {"title": title.encode(errors="replace").decode(), "content": text.replace("<", "\\u003c")}
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: filled[place[1]], TEMPLATE.read_text(encoding="utf-8"))
 
 
 def as_json(study: Study) -> dict[str, Any]:
@@ -436,7 +468,7 @@ def claims_of(found: Sequence[Study]) -> list[dict[str, Any]]:
     shipped = {study.name for study in found if not study.own}
     try:
         table = experiments.claims()
-    except experiments.ResultsError:
+    except ResultsError:
         return []
     wanted = table[table["experiment"].isin(shipped)]
     columns = ["claim", "experiment", "metric", "margin", "n", "difference", "low", "high", "verdict"]

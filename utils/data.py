@@ -1,5 +1,6 @@
 """Images in: data sets as tensors, their channel statistics, and augmented, normalized batches of them."""
 
+import contextlib
 import difflib
 import gzip
 import hashlib
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from utils import files, folders, parallel
-from utils.device import free_memory, memory_format
+from utils.device import free_memory, memory_format, pick
 
 FASHION_MNIST = files.ROOT / "data" / "fashion-mnist"
 _CLOTHES = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
@@ -29,6 +30,8 @@ CHARACTERS = ("mnist", "kmnist", "svhn")  # mirrored, a digit or a letter is ano
 VALIDATION_EVERY = 12  # of the training images of a class, the first of every 12 is a validation image
 TEST_EVERY = 6  # of all images of a class, the first of every 6 is a test image, in a folder without train/ and test/
 INPUT_NORMS = {"per-image": (0.0, 1.0), "0.5-0.5": (0.5, 0.5), "0-1": (0.0, 1.0), "0-255": (0.0, 1 / 255)}  # mean, std
+MAX_SEED = 2**63 - 1  # of PyTorch, and of a table of results
+LARGEST_SIDE = 4096  # pixels of an image that others are scaled to: more is a slip
 WORKING_MEMORY = 8 * 10**8  # bytes that a lesson may take, besides what it has when it loads its images
 CACHE_FORMAT = 1  # to be raised when images are decoded differently: older caches are then made again
 
@@ -85,9 +88,9 @@ class ImageData:
 
         Raises ValueError when `n` is less than one image a class or more than there are.
         """
-        if not self.num_classes <= n <= len(self.train):
+        if not _is_whole(n, self.num_classes, len(self.train)):
             few, many = self.num_classes, len(self.train)
-            raise ValueError(f"take({n}) of {self.name}: expected {few} (one image a class) to {many} (all of them)")
+            raise ValueError(f"take({n!r}) of {self.name}: expected {few} (one image a class) to {many} (all of them)")
         labels, ranks = self.train.labels, _rank_in_class(self.train.labels)
         in_turn = np.lexsort((labels.numpy(), ranks.numpy()))  # the first of each class, then the second of each, …
         train = self.train[torch.from_numpy(np.sort(in_turn[:n]))]
@@ -129,16 +132,16 @@ def load(
     Raises ValueError for an unknown name, images that are damaged or do not fit together; FileNotFoundError for missing
     ones; OSError when a download or writing the cache fails; MemoryError when the images do not fit into memory.
     """
-    if size is not None and size < 8:
-        raise ValueError(f"size is {size}: expected 8 pixels or more")
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels is {channels}: expected 1 (grey) or 3 (colour)")
+    if size is not None and not _is_whole(size, 8, LARGEST_SIDE):
+        raise ValueError(f"size is {size!r}: expected 8 to {LARGEST_SIDE} pixels, a whole number (int)")
+    _check_channels(channels)
     warn_of_little_memory()
     options = {"size": size and (size, size), "channels": channels}
-    if name_or_path == "fashion-mnist":
-        name, read = name_or_path, _read_fashion_mnist
-    elif name_or_path in TORCHVISION:
-        name, read = name_or_path, partial(_read_torchvision, name_or_path)
+    known = name_or_path if isinstance(name_or_path, str) else None
+    if known == "fashion-mnist":
+        name, read = known, _read_fashion_mnist
+    elif known in TORCHVISION:
+        name, read = known, partial(_read_torchvision, known)
     else:
         root = _existing_folder(name_or_path)
         name, read = root.name, partial(_read_folder, _list_folder(root), progress=progress, **options)
@@ -152,7 +155,7 @@ def load(
         validation=validation,
         class_names=tuple(class_names),
         checksum=_checksum(train, validation),
-        can_flip=name_or_path not in CHARACTERS,
+        can_flip=known not in CHARACTERS,
         _test=partial(_read_test, read, options),
     )
 
@@ -164,9 +167,11 @@ def _read_test(read: Callable, options: dict) -> Split:
 
 
 def _existing_folder(path: str | Path) -> Path:
-    root = Path(path).expanduser().resolve()
-    if root.is_dir():
-        return root
+    if isinstance(path, str | Path) and str(path).strip():
+        root = files.expanded(path)
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # too long, links in a circle, a null character
+            if root.is_dir():
+                return root.resolve()
     close = difflib.get_close_matches(str(path).lower().replace("_", "-"), DATASETS, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     raise ValueError(
@@ -229,15 +234,16 @@ def _read_idx(path: Path, header: int) -> Tensor:
     """The bytes after the header of a gzipped IDX file, when its checksum is the one in SHA256SUMS beside it."""
     remedy = "restore it with `git checkout -- data/fashion-mnist`"
     sums = path.with_name("SHA256SUMS")  # lines of digest and file name
-    for file in (sums, path):
-        if not file.exists():
-            raise FileNotFoundError(f"{file} is missing: {remedy}")
-    expected = [line.split()[0] for line in sums.read_text(encoding="utf-8").splitlines() if line.endswith(path.name)]
-    content = path.read_bytes()
+    try:
+        lines, content = sums.read_text(encoding="utf-8", errors="replace").splitlines(), path.read_bytes()
+    except OSError as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise type(error)(f"{error.filename} {what}: {remedy}") from error
+    expected = [line.split()[0] for line in lines if line.endswith(path.name)]
     found = hashlib.sha256(content).hexdigest()
     if [found] != expected:
         what = f"the SHA-256 of its {len(content)} bytes is {found}, expected {' '.join(expected) or 'none'}"
-        raise ValueError(f"{path} is damaged: {what}; {remedy}")
+        raise ValueError(f"{path} is damaged, or {sums.name} beside it: {what}; {remedy}")
     return torch.frombuffer(bytearray(gzip.decompress(content)), dtype=torch.uint8, offset=header)
 
 
@@ -282,7 +288,9 @@ def _require_images(listing: folders.Listing, least: int, purpose: str) -> None:
     counts = torch.bincount(listing.labels, minlength=len(listing.class_names)).tolist()
     few = {name: count for name, count in zip(listing.class_names, counts, strict=True) if count < least}
     if few:
-        raise ValueError(f"too few images a class below {listing.root}: {few}; expected at least {least}, {purpose}")
+        some = f"{dict(list(few.items())[:5])}{f' and {len(few) - 5:,} classes more' if len(few) > 5 else ''}"
+        where = folders.shown(listing.root)
+        raise ValueError(f"too few images a class below {where}: {some}; expected at least {least}, {purpose}")
 
 
 def _read_folder(
@@ -313,7 +321,7 @@ def _is_current(path: Path, listing: folders.Listing) -> bool:
         return False
     try:
         with safe_open(path, "pt") as cache:
-            return cache.metadata()["fingerprint"] == _fingerprint(listing)
+            return (cache.metadata() or {}).get("fingerprint") == _fingerprint(listing)
     except (OSError, SafetensorError) as error:
         _warn_of_damage(path, error)
         return False
@@ -329,7 +337,7 @@ def _warn_of_damage(path: Path, error: Exception) -> None:
 
 def _make_cache(path: Path, listing: folders.Listing, progress: bool, **options: object) -> None:
     shape = (len(listing), *folders.image_shape(listing, **options))  # N×H×W×C
-    check_memory(2 * math.prod(shape), f"{'×'.join(map(str, shape))} pixels below {listing.root}")
+    check_memory(2 * math.prod(shape), f"{'×'.join(map(str, shape))} pixels below {folders.shown(listing.root)}")
     images = torch.empty(shape, dtype=torch.uint8)
     folders.decode_all(listing, images.numpy(), progress, **options)
     split = Split(images, listing.labels)
@@ -342,7 +350,7 @@ def _read_cache(path: Path) -> Split:
     with safe_open(path, "pt") as cache:
         # Copies: Windows replaces no file that is in use, and these tensors are views of this one.
         split = Split(cache.get_tensor("images").clone(), cache.get_tensor("labels").clone())
-        if _checksum(split) != cache.metadata()["checksum"]:
+        if _checksum(split) != (cache.metadata() or {}).get("checksum"):
             raise ValueError("the checksum differs")
     return Split(split.images.permute(0, 3, 1, 2), split.labels)  # N×H×W×C → N×C×H×W
 
@@ -352,7 +360,23 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, channels: 
 
     Raises FileNotFoundError when there is none, ValueError when it cannot be read.
     """
+    if not isinstance(path, str | Path):
+        raise ValueError(f"path is {path!r}: expected that of an image file")
+    pair = isinstance(size, tuple) and len(size) == 2 and all(_is_whole(side, 1, LARGEST_SIDE) for side in size)
+    if size is not None and not pair:
+        raise ValueError(f"size is {size!r}: expected height and width, each 1 to {LARGEST_SIDE} pixels, in a tuple")
+    _check_channels(channels)
     return torch.tensor(folders.decode(Path(path), size, channels)).permute(2, 0, 1)
+
+
+def _check_channels(channels: object) -> None:
+    if channels is not None and not (_is_whole(channels, 1, 3) and channels != 2):
+        raise ValueError(f"channels is {channels!r}: expected 1 (grey) or 3 (colour)")
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    """True for an int from `least` to `most`; False for bool, NumPy's numbers and everything else."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def warn_of_little_memory() -> None:
@@ -516,20 +540,19 @@ class Batches:
         share: tuple[int, int] = (0, 1),
     ):
         n, channels, height, width = split.images.shape
-        device = torch.device(device)
+        device = pick(str(device))
         if n == 0:
             raise ValueError("the split has no images: expected at least one")
-        if batch_size < 1 or (batch_size > n and (shuffle or drop_last)):
-            raise ValueError(f"batch_size is {batch_size}: expected 1 to {n}, the number of images")
+        if not _is_whole(batch_size, 1, n if shuffle or drop_last else MAX_SEED):
+            raise ValueError(f"batch_size is {batch_size!r}: expected 1 to {n}, the number of images")
         if batch_size % share[1]:
             raise ValueError(f"batch_size is {batch_size}: expected a multiple of {share[1]}, the number of processes")
-        if not 0 <= crop_padding < min(height, width):
-            largest = min(height, width) - 1
-            raise ValueError(f"crop_padding is {crop_padding}: expected 0 to {largest} for images of {height}×{width}")
-        if not 0 <= cutout < min(height, width):
-            raise ValueError(
-                f"cutout is {cutout}: expected 0 to {min(height, width) - 1} for images of {height}×{width}"
-            )
+        largest = min(height, width) - 1
+        for option, value in {"crop_padding": crop_padding, "cutout": cutout}.items():
+            if not _is_whole(value, 0, largest):
+                raise ValueError(f"{option} is {value!r}: expected 0 to {largest} for images of {height}×{width}")
+        if not _is_whole(seed, 0, MAX_SEED):
+            raise ValueError(f"seed is {seed!r}: expected a whole number (int) from 0 to {MAX_SEED}")
         if len(stats.mean) != channels:
             raise ValueError(f"stats are of {len(stats.mean)} channels: expected {channels}, as the images have")
         padded = n * channels * (height + 2 * crop_padding) * (width + 2 * crop_padding)

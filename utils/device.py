@@ -75,14 +75,14 @@ def free_memory(device: torch.device) -> int:
     free = psutil.virtual_memory().available
     for limit, used in CONTAINER_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # no container, or "max": no limit
-            room = int(Path(limit).read_text()) - int(Path(used).read_text())
+            room = int(Path(limit).read_bytes()) - int(Path(used).read_bytes())
             free = min(free, room + reclaimable(Path(used).with_name("memory.stat")))
     return max(0, free)
 
 
 def reclaimable(stat: Path) -> int:
     """Return the bytes of cached files that a container counts as used, and gives back when they are needed."""
-    found = re.search(r"^(?:total_)?inactive_file (\d+)$", stat.read_text(), re.MULTILINE)
+    found = re.search(r"^(?:total_)?inactive_file (\d+)$", stat.read_text("ascii"), re.MULTILINE)
     return int(found[1]) if found else 0
 
 
@@ -155,6 +155,16 @@ def describe(device: str = "auto", precision: str = "auto") -> dict[str, str]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def out_of_memory(error: BaseException) -> str:
+    """Return in one line what `error` says of memory that was short; "" when it is about something else.
+
+    On a CPU PyTorch raises a plain RuntimeError then.
+    """
+    words = r"can't allocate memory|not enough memory|out of memory|bad_alloc"
+    short = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(words, str(error)))
+    return f"{error}".partition("\n")[0] or type(error).__name__ if short else ""
 
 
 def cpu_name() -> str:

@@ -4,8 +4,8 @@ import contextlib
 import copy
 import html
 import itertools
-import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -128,18 +128,24 @@ def progress() -> None:
 
 
 def solved_keys() -> set[str]:
-    """Return the exercises that were solved on this machine: what `remember` wrote, and the empty set without that."""
+    """Return the exercises that were solved on this machine: what `remember` wrote, and the empty set without that.
+
+    Warns of a note that is damaged.
+    """
     try:
-        found = json.loads((files.cache_dir() / SOLVED).read_text(encoding="utf-8"))
-        return {key for key in found if isinstance(key, str)} if isinstance(found, list) else set()
-    except (OSError, ValueError):
+        return set(files.read_record(files.cache_dir() / SOLVED)["solved"])
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"the note of solved exercises, {SOLVED} in the cache folder, cannot be read ({error})"
+        warnings.warn(f"{what}: check your answers again, which writes it anew", stacklevel=3)
         return set()
 
 
 def remember(key: str) -> None:
     """Note in a file of the user's cache folder that an exercise is solved; that nothing can be written is no error."""
-    with contextlib.suppress(OSError):
-        files.write_text(files.cache_dir() / SOLVED, json.dumps(sorted({*solved_keys(), key})) + "\n")
+    with contextlib.suppress(OSError), files.alone(path := files.cache_dir() / SOLVED):
+        files.write_record(path, {"solved": sorted({*solved_keys(), key})})
 
 
 def hint(key: str) -> None:

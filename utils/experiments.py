@@ -4,22 +4,19 @@ Metric, direction and margin of every claim were written down before the first r
 results/NAME.json beside them has their plan, machine and checksum, and a fingerprint of what the code did.
 """
 
-import hashlib
-import io
 import itertools
 import json
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import joblib
 import pandas as pd
 import torch
 
-from utils import ablation, evidence, files
+from utils import ablation, evidence, files, tables
 from utils.model import PLACES, CNNConfig
 from utils.train import Recipe
 
@@ -32,10 +29,6 @@ SHORT = Recipe(
 FINGERPRINT_IMAGES = 1024
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # relative, of the losses of a fingerprint taken on other hardware
 BEGIN, END = "<!-- claims: begin -->", "<!-- claims: end -->"  # around the table in README.md
-
-
-class ResultsError(ValueError):
-    """Shipped results that are missing, edited or incomplete; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -511,9 +504,7 @@ def save(name: str, results: Results) -> None:
 def write_rows(name: str, rows: pd.DataFrame, about: Mapping[str, Any]) -> None:
     """Write rows to results/`name`.csv, and what they are rows of to `name`.json, with their checksum."""
     text = rows.assign(seconds=rows["seconds"].astype(float).round(2)).to_csv(index=False)
-    files.write_text(files.results_dir() / f"{name}.csv", text)
-    record = dict(about) | {"rows_sha256": hashlib.sha256(text.encode()).hexdigest()}
-    files.write_text(files.results_dir() / f"{name}.json", json.dumps(record, indent=1) + "\n")
+    files.write_rows(files.results_dir() / f"{name}.csv", text, about)
 
 
 def load(name: str) -> Results:
@@ -530,22 +521,8 @@ def read_rows(name: str, columns: Sequence[str], command: str) -> tuple[pd.DataF
 
     Raises ResultsError where they are missing, damaged or edited; its remedy is the `command` of cnn.py.
     """
-    path = files.results_dir() / f"{name}.csv"
     remedy = f"measure them (python cnn.py {command}), or take them from git (git checkout results/{name}.*)"
-    try:
-        text = path.read_bytes()
-        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        rows = pd.read_csv(io.BytesIO(text))
-    except FileNotFoundError as error:
-        raise ResultsError(f"no results of {name!r}, {Path(error.filename).name} is missing: {remedy}") from error
-    except ValueError as error:
-        raise ResultsError(f"the results of {name!r} cannot be read ({error}): {remedy}") from error
-    missing = [column for column in columns if column not in rows]
-    if missing:
-        raise ResultsError(f"{path.name} lacks the column {', '.join(missing)}: {remedy}")
-    if not isinstance(about, dict) or about.get("rows_sha256") != hashlib.sha256(text).hexdigest():
-        raise ResultsError(f"the rows in {path.name} are not those that were measured (edited?): {remedy}")
-    return rows, about
+    return tables.read_table(files.results_dir() / f"{name}.csv", remedy, columns)
 
 
 def claims(read: Callable[[str], Results] = load) -> pd.DataFrame:

@@ -2,6 +2,10 @@
 
 import hashlib
 import os
+import re
+import stat
+import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +21,9 @@ from tqdm.auto import tqdm
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LAYOUT = f"ROOT/train/CLASS/* and ROOT/test/CLASS/*, or ROOT/CLASS/*, with {', '.join(SUFFIXES)} files"
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of what is in such a file: of an animation, the first image
+OTHERS = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jfif", ".jp2", ".ppm", ".pgm")  # left out, told
+UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # line breaks, controls, bytes that are no text
 CHUNK = 128  # images that a thread decodes at a time: enough that handing them out costs nothing
 
 
@@ -51,6 +58,11 @@ class Listing:
         return replace(self, files=tuple(file for file, wanted in zip(self.files, mask, strict=True) if wanted))
 
 
+def shown(text: object) -> str:
+    """A path, or a message, on one line: line breaks are escaped, and so are bytes that are no text."""
+    return UNFIT.sub(lambda found: repr(found[0])[1:-1], str(text))
+
+
 def list_images(root: Path) -> tuple[Listing, Listing | None]:
     """The training and the test images below `root`; the second is None when there is no split into train/ and test/.
 
@@ -60,29 +72,69 @@ def list_images(root: Path) -> tuple[Listing, Listing | None]:
         return _list_classes(root), None
     train, test = _list_classes(root / "train"), _list_classes(root / "test")
     if train.class_names != test.class_names:
-        only_train = sorted(set(train.class_names) - set(test.class_names))
-        only_test = sorted(set(test.class_names) - set(train.class_names))
+        only_train, only_test = (
+            _some(sorted(set(these.class_names) - set(those.class_names)))
+            for these, those in ((train, test), (test, train))
+        )
         raise ValueError(
-            f"the class folders below {root} differ: only in train/ are {only_train}, only in test/ {only_test}; "
-            "expected the same in both"
+            f"the class folders below {shown(root)} differ: only in train/ are {only_train}, only in test/ "
+            f"{only_test}; expected the same in both"
         )
     return train, test
 
 
+def _some(names: list[str]) -> str:
+    return f"{names[:5]}{f' and {len(names) - 5:,} more' if len(names) > 5 else ''}"
+
+
 def _list_classes(root: Path) -> Listing:
-    names = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))
-    files = tuple(file for label, name in enumerate(names) for file in _list_class(root, name, label))
+    """Class names are composed (NFC), as most systems write "é"; macOS may hand out an "e" and an accent."""
+    paths = sorted((Path(entry) for entry in os.scandir(root) if _is_class(entry)), key=_class_name)
+    names = tuple(map(_class_name, paths))
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        raise ValueError(f"two class folders below {shown(root)} look alike, {_some(twice)}: rename one of them")
+    others = Counter()
+    files = tuple(file for label, path in enumerate(paths) for file in _list_class(path, label, others))
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        remedy = f"convert them if they belong to the data, as only {', '.join(SUFFIXES)} are read"
+        warnings.warn(f"images below {shown(root)} are left out ({kinds}): {remedy}", stacklevel=5)
     if not files:
-        raise FileNotFoundError(f"no images in class folders below {root}: expected {LAYOUT}")
+        raise FileNotFoundError(f"no images in class folders below {shown(root)}: expected {LAYOUT}")
     if len(names) == 1:
-        raise ValueError(f"{root} has one class folder only, {names[0]!r}: expected at least two ({LAYOUT})")
+        raise ValueError(f"{shown(root)} has one class folder only, {names[0]!r}: expected at least two ({LAYOUT})")
     return Listing(root, names, files)
 
 
-def _list_class(root: Path, name: str, label: int) -> list[File]:
-    entries = sorted(os.scandir(root / name), key=lambda entry: entry.name)
-    images = [e for e in entries if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".")]
-    return [File(f"{name}/{e.name}", e.stat().st_size, e.stat().st_mtime_ns, label) for e in images]
+def _class_name(path: Path) -> str:
+    return unicodedata.normalize("NFC", path.name)
+
+
+def _is_class(entry: os.DirEntry) -> bool:
+    """Raises ValueError for a link that leads nowhere, which may stand for a class, and for a name that is no text."""
+    if entry.name.startswith("."):
+        return False
+    if entry.is_symlink() and not os.path.exists(entry):  # noqa: PTH110 - the Path method fails for links in a circle
+        raise ValueError(f"{shown(entry.path)} is a link that leads nowhere: mend or remove it")
+    if entry.is_dir() and UNFIT.search(entry.name):
+        raise ValueError(f"the class folder {shown(entry.path)} has a line break or no text in its name: rename it")
+    return entry.is_dir()
+
+
+def _list_class(path: Path, label: int, others: Counter) -> list[File]:
+    """The images of a class; those of another kind are counted in `others`, by their suffix."""
+    entries = sorted((e for e in os.scandir(path) if not e.name.startswith(".")), key=lambda entry: entry.name)
+    others.update(Path(e.name).suffix.lower() for e in entries if e.name.lower().endswith(OTHERS))
+    return [_file(entry, path, label) for entry in entries if entry.name.lower().endswith(SUFFIXES)]
+
+
+def _file(entry: os.DirEntry, path: Path, label: int) -> File:
+    try:
+        found = entry.stat()
+    except OSError as error:
+        raise ValueError(f"{shown(entry.path)} cannot be read: {error.strerror}; mend or remove it") from error
+    return File(f"{path.name}/{entry.name}", found.st_size, found.st_mtime_ns, label)
 
 
 def image_shape(listing: Listing, size: tuple[int, int] | None, channels: int | None) -> tuple[int, int, int]:
@@ -142,17 +194,28 @@ def decode(path: Path, size: tuple[int, int] | None = None, channels: int | None
     for colour, None for as it is. Raises ValueError when it cannot be read, FileNotFoundError when it is not there.
     """
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is a folder or a device")
+        with Image.open(path, formats=FORMATS) as image:  # which reads the header only
+            _limit(image)
             return _pixels(image, size, channels)
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no image {shown(path)}") from error
     except Image.DecompressionBombError as error:
         remedy = "Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-        raise ValueError(f"{path} has too many pixels: {error} {remedy}") from error
+        raise ValueError(f"{shown(path)} has too many pixels: {error} {remedy}") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not an image") from error
+        raise ValueError(f"{shown(path)} is not an image of a kind that is read ({', '.join(FORMATS)})") from error
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
-        raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{shown(path)} cannot be read: {what}") from error
+
+
+def _limit(image: Image.Image) -> None:
+    """Raises DecompressionBombError above Pillow's limit; Pillow itself does so above twice that, and warns before."""
+    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
+    if limit is not None and pixels > limit:
+        raise Image.DecompressionBombError(f"{pixels:,} pixels, and the limit is {limit:,}.")
 
 
 def _pixels(image: Image.Image, size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
@@ -161,6 +224,8 @@ def _pixels(image: Image.Image, size: tuple[int, int] | None, channels: int | No
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.mode == "P":  # colours by number, which may be transparent in part: Pillow warns of the shorter way
+        image = image.convert("RGBA")
     grey = image.mode in ("1", "L", "LA", "La", "F") if channels is None else channels == 1
     image = image.convert("L" if grey else "RGB")
     if size:
@@ -177,7 +242,7 @@ def _mixed(listing: Listing, shapes: Counter) -> ValueError:
         sizes = ", ".join(f"{width}×{height} ({n})" for (height, width, _), n in shapes.most_common(5))
         what = f"the sizes are {sizes}: scale all of them to one"
         remedy = "with size=32, say (--size 32)"
-    return ValueError(f"of the first {seen} images below {listing.root}, {what} {remedy}")
+    return ValueError(f"of the first {seen} images below {shown(listing.root)}, {what} {remedy}")
 
 
 def _unreadable(listing: Listing, failures: list[ValueError]) -> ValueError:

@@ -7,6 +7,7 @@ columns of `train.History`. results/full_training.json beside it says what they 
 checksum; the network of the first seed on Fashion-MNIST, which the lessons examine, is in results/full_training/.
 """
 
+import html
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -69,6 +70,8 @@ def measure(
     if plan not in PLANS:
         raise ValueError(f"unknown plan {plan!r}: choose one of {', '.join(PLANS)}")
     name = images.name if plan == "full" else f"{images.name}, {plan}"
+    if exists():
+        read()  # rows that are damaged are told before the training, not after it
     for seed in seeds:
         seeded = replace(PLANS[plan], recipe=replace(PLANS[plan].recipe, seed=seed))
         model, history = train_once(images, seeded, f"python cnn.py full, plan {plan}, seed {seed}", progress)
@@ -116,18 +119,23 @@ def folder() -> Path:
 
 def save(rows: pd.DataFrame, run: str, about: dict[str, Any]) -> None:
     """Add the rows of one seed of `run`; those of the same seed go, and those that were measured otherwise."""
-    exists = (files.results_dir() / f"{NAME}.csv").exists()
-    before, known = read() if exists else (rows.iloc[:0], {"runs": {}})
-    same = known["runs"].get(run) == about
-    old = (before["run"] == run) & (before["seed"].isin(rows["seed"]) | (not same))
-    kept = [part for part in (before[~old], rows) if len(part)]
-    table = pd.concat(kept).sort_values(["run", "seed"], kind="stable")
-    write_rows(NAME, table, {"runs": known["runs"] | {run: about}})
+    with files.alone(folder()):  # a lock of its own: `write_rows` takes that of its file
+        before, known = read() if exists() else (rows.iloc[:0], {"runs": {}})
+        same = known["runs"].get(run) == about
+        old = (before["run"] == run) & (before["seed"].isin(rows["seed"]) | (not same))
+        kept = [part for part in (before[~old], rows) if len(part)]
+        table = pd.concat(kept).sort_values(["run", "seed"], kind="stable")
+        write_rows(NAME, table, {"runs": known["runs"] | {run: about}})
+
+
+def exists() -> bool:
+    """Return whether there are rows, whole or not."""
+    return (files.results_dir() / f"{NAME}.csv").exists()
 
 
 def read() -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return the shipped rows, COLUMNS, and {"runs": what each run is}. Raises ResultsError."""
-    return read_rows(NAME, COLUMNS, "full")
+    return read_rows(NAME, COLUMNS, "full, after both files are deleted")
 
 
 def finals(rows: pd.DataFrame) -> pd.DataFrame:
@@ -153,5 +161,6 @@ def table(rows: pd.DataFrame) -> str:
         run, n, mean, low, high, flips, seconds = row
         interval = f"{100 * mean:.2f} %" + (f" ({100 * low:.2f} to {100 * high:.2f})" if n > 1 else "")
         flipped = "" if math.isnan(flips) else f"{100 * flips:.2f} %"
-        lines.append(f"| {run} | {interval} | {flipped} | {n} | {seconds:.0f} s |")
+        name = html.escape(run, quote=False).replace("|", r"\|")
+        lines.append(f"| {name} | {interval} | {flipped} | {n} | {seconds:.0f} s |")
     return "\n".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +20,8 @@ GROWTHS = {"double": 2, "quadruple": 4, "constant": 1, "flat": 1}  # channels of
 INITS = ("he", "xavier", "default")
 NUM_LAYERS = 4
 MIN_SIZE = 8
+MAX_DEPTH, MAX_WEIGHTS = 1000, 10**9  # far more than the course needs: 2002 layers, 4 GB
+MAX_GAIN = 1000  # products of far larger weights are not finite in fp32
 
 
 def option(default, text: str):
@@ -56,14 +58,16 @@ class CNNConfig:
         for name, least in {"in_channels": 1, "num_classes": 2, "width": 1, "depth": NUM_LAYERS}.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+                raise ValueError(f"{name}={value!r}: expected a whole number (int) of at least {least}")
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"depth={self.depth}: expected at most {MAX_DEPTH} blocks")
         for name in ("residual", "scale_residual", "pool_everywhere"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
         choices = {"growth": tuple(GROWTHS), "norm": NORMS, "dropout_where": PLACES, "pool": POOLS}
         choices |= {"activation": tuple(ACTIVATIONS)}
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
+            if not is_word(getattr(self, name), allowed):
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}")
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout!r}: expected a rate from 0 up to, but not including, 1")
@@ -72,12 +76,20 @@ class CNNConfig:
                 f"dropout={self.dropout!r} with dropout_where={self.dropout_where!r}: give both a rate above 0 "
                 "and a place (head, everywhere, channels), or neither"
             )
-        if self.init not in INITS and not (is_number(self.init) and 0 < self.init < math.inf):
-            raise ValueError(f"init={self.init!r}: choose one of {', '.join(INITS)}, or a gain above 0")
+        if not is_word(self.init, INITS) and not (is_number(self.init) and 0 < self.init <= MAX_GAIN):
+            words = ", ".join(INITS)
+            raise ValueError(f"init={self.init!r}: choose one of {words}, or a gain above 0 and up to {MAX_GAIN}")
         if self.pool_everywhere and self.pool == "stride":
             raise ValueError("pool_everywhere=True with pool='stride': choose pool='max' or 'average' to pool with")
         if self.pool_everywhere and not self.halving:
             raise ValueError(f"pool_everywhere=True with growth={self.growth!r}: no layer halves the image to pool in")
+        if self.weights > MAX_WEIGHTS:
+            sizes = ", ".join(
+                f"{name}={getattr(self, name)!r}" for name in ("in_channels", "num_classes", "width", "depth")
+            )
+            raise ValueError(
+                f"{sizes}, growth={self.growth!r}: a network of more than {MAX_WEIGHTS:,} weights; expected fewer"
+            )
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -95,6 +107,13 @@ class CNNConfig:
         return tuple(self.depth // NUM_LAYERS + (layer < self.depth % NUM_LAYERS) for layer in range(NUM_LAYERS))
 
     @property
+    def weights(self) -> int:
+        """Weights of the 3×3 convolutions and of the head: nearly all that there are."""
+        layers = zip((self.width, *self.channels), self.channels, self.blocks, strict=False)
+        inner = sum(9 * fan_out * (fan_in + (2 * blocks - 1) * fan_out) for fan_in, fan_out, blocks in layers)
+        return 9 * self.in_channels * self.width + inner + self.channels[-1] * self.num_classes
+
+    @property
     def weighted_layers(self) -> int:
         """Convolutions on the main path plus the linear head, as the literature counts a network's layers."""
         return 2 * self.depth + 2
@@ -102,7 +121,12 @@ class CNNConfig:
 
 def is_number(value: object) -> bool:
     """True for a finite or infinite int or float; False for bool, NaN and everything else."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # NaN equals nothing
+
+
+def is_word(value: object, allowed: Iterable[str]) -> bool:
+    """True for one of the words that are `allowed`; False for another, and for what is no word."""
+    return isinstance(value, str) and value in allowed
 
 
 def norm_layer(kind: str, channels: int) -> nn.Module:
@@ -224,6 +248,8 @@ class CNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.config.in_channels)
+        if self.training:
+            check_batch(images, self.config)
         x = self.stem(images)  # N×width×H/2×W/2
         for layer in self.layers:
             x = layer(x)
@@ -248,6 +274,16 @@ def check_images(images: Tensor, in_channels: int) -> None:
         raise ValueError(
             f"images of {images.shape[2]}×{images.shape[3]} pixels: the network halves them up to four times and takes "
             f"{MIN_SIZE}×{MIN_SIZE} or more; enlarge them (--size {MIN_SIZE})"
+        )
+
+
+def check_batch(images: Tensor, config: CNNConfig) -> None:
+    """Raise ValueError where batch norm would have one number of each channel only, and so no variance."""
+    sides = [math.ceil(side / (2**NUM_LAYERS if config.halving else 2)) for side in images.shape[2:]]
+    if config.norm == "batch" and len(images) * math.prod(sides) == 1:
+        raise ValueError(
+            f"one image of {images.shape[2]}×{images.shape[3]} at a time is too little for batch norm: expected a "
+            "batch_size of at least 2, twice accumulate, or larger images (--size 32), or another norm"
         )
 
 

@@ -154,10 +154,10 @@ def gather(tensor: Tensor) -> list[Tensor]:
 
 def from_first(text: str) -> str:
     """Return the `text` of the first process, the same in all of them."""
-    own = text.encode()
+    own = os.fsencode(text)  # a path may hold bytes that are no text
     lengths = [int(length) for length in gather(torch.tensor(len(own)))]
     padded = torch.tensor(list(own.ljust(max(lengths))), dtype=torch.uint8)
-    return bytes(gather(padded)[0][: lengths[0]].tolist()).decode()
+    return os.fsdecode(bytes(gather(padded)[0][: lengths[0]].tolist()))
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):

@@ -3,7 +3,9 @@
 import base64
 import html
 import io
+import re
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -71,6 +73,11 @@ def color(variant: str) -> str:
     return COLORS[variant]
 
 
+def plain(name: str) -> str:
+    """Return a name that comes from data as matplotlib draws it: "$" starts no formula, what is no text is a "?"."""
+    return re.sub(r"(?<!\\)\$", r"\\$", name).encode(errors="replace").decode()
+
+
 def use_style() -> None:
     """Sets the course's figure style: seaborn's, with text that can be read when the figure is 600 pixels wide."""
     sns.set_theme(
@@ -106,11 +113,17 @@ def save(fig: Figure, name: str, alt: str = "", show: bool = True) -> None:
 
     `alt` says what is drawn, for readers who cannot see it; what is shown needs one (tested). The file has no date and
     256 colours: drawn again, it is the same to the last byte, and it stays below 150 kB. `show=False` is for a figure
-    that a live display shows already.
+    that a live display shows already. Where nothing can be written, a figure to show is shown with a warning; else
+    raises OSError.
     """
     content = png(fig)
     plt.close(fig)
-    files.write_bytes(files.figures_dir() / f"{name}.png", content)
+    try:
+        files.write_bytes(files.figures_dir() / f"{name}.png", content)
+    except OSError as error:
+        if not show:
+            raise
+        warnings.warn(f"the figure is shown, but not kept: {error.strerror or error}", stacklevel=2)
     if show:
         show_png(content, alt)
 
@@ -156,7 +169,7 @@ def described(fig: Figure, what: str) -> str:
         title = " ".join(filter(None, (ax.get_title(side) for side in ("left", "center", "right"))))
         axes = " against ".join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
         panels.append(": ".join(filter(None, (title, axes))))
-    return " ".join("; ".join([what, *filter(None, dict.fromkeys(panels))]).split())
+    return " ".join("; ".join([what, *filter(None, dict.fromkeys(panels))]).replace(r"\$", "$").split())
 
 
 def explore(draw: Callable[[Any], Figure], label: str, values: Mapping[str, Any], start: str) -> None:
@@ -232,7 +245,7 @@ def samples(split: Split, class_names: Sequence[str], per_class: int = 10) -> Fi
     picture = grid.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # C×(rows·H)×(columns·W)
     fig, ax = plt.subplots(figsize=(7.2, 6.2 * picture.shape[1] / picture.shape[2]))
     show_image(ax, picture)
-    ax.set_yticks([(row + 0.5) * (height + 2) - 0.5 for row in range(len(class_names))], class_names)
+    ax.set_yticks([(row + 0.5) * (height + 2) - 0.5 for row in range(len(class_names))], map(plain, class_names))
     ax.tick_params(left=False)
     ax.set_title(f"n = {len(split):,} images, the first {per_class} of each class", loc="left")
     return fig
@@ -352,7 +365,7 @@ def draw_curves(ax: Axes, runs: pd.DataFrame, metric: str, shades: Mapping[str, 
     broken = runs[(runs["metric"] == train.DIVERGED) & (runs["value"] > 0)].groupby("variant").size()
     for variant, height in spread(last, ax, gap).items():
         label = f"{variant} ({broken[variant]} diverged)" if variant in broken else variant
-        ax.text(epochs * 1.04, height, label, color=shades[variant], va="center", fontsize=10, fontweight="bold")
+        ax.text(epochs * 1.04, height, plain(label), color=shades[variant], va="center", fontsize=10, fontweight="bold")
     ax.set(xlabel="epoch", ylabel=f"{metric} ({unit})", xlim=(0.8, epochs * 1.02))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_title(f"mean of {runs['seed'].nunique()} seeds, 95 % band", loc="left")
@@ -375,7 +388,7 @@ def draw_forest(ax: Axes, rows: pd.DataFrame, shades: Mapping[str, str], margin:
         interval = f" ({factor * row.low:+.2f} to {factor * row.high:+.2f})"
         verdict = f": {row.verdict}" if "verdict" in rows else interval
         ax.annotate(
-            label,
+            plain(label),
             (0, place),
             (0, 12),
             xycoords=("axes fraction", "data"),
@@ -467,7 +480,7 @@ def lr_sweep(runs: pd.DataFrame, metric: str = "validation accuracy") -> Figure:
         ends[variant] = table.mean(axis=1).iloc[-1]
     for variant, height in spread(ends, ax).items():
         style = {"color": shades[variant], "va": "center", "fontsize": 10, "fontweight": "bold"}
-        ax.text(1.02, height, variant, transform=ax.get_yaxis_transform(), **style)
+        ax.text(1.02, height, plain(variant), transform=ax.get_yaxis_transform(), **style)
     ax.set(
         xscale="log",
         xlabel="learning rate (logarithmic)",
@@ -655,8 +668,9 @@ def confusion(matrix: Tensor, class_names: Sequence[str]) -> Figure:
     for row, column in (matrix > 0).nonzero().tolist() if len(class_names) <= 20 else ():
         bold = {"color": "white", "fontweight": "bold"} if row == column else {"color": INK}
         ax.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=9.5, **bold)
-    ax.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(class_names)), class_names)
+    names = [plain(name) for name in class_names]
+    ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="the network's answer", ylabel="true class")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -695,10 +709,11 @@ def explanation(image: Tensor, heat: Tensor, p: Tensor, class_names: Sequence[st
     top = p.topk(min(5, len(p)))
     fig, axes = plt.subplots(1, 3, figsize=(7.2, 2.4), width_ratios=[1, 1, 1.1])
     show_image(axes[0], image, "what the network gets")
-    show_heat(axes[1], image, heat, f"what speaks for\n{class_names[top.indices[0]]}")
+    names = [plain(class_names[i]) for i in top.indices]
+    show_heat(axes[1], image, heat, f"what speaks for\n{names[0]}")
     shades = [BLUE, *[GREY] * (len(top.values) - 1)]
     axes[2].barh(range(len(shades)), 100 * top.values.numpy(), color=shades)
-    axes[2].set_yticks(range(len(shades)), [class_names[i] for i in top.indices])
+    axes[2].set_yticks(range(len(shades)), names)
     axes[2].set(ylim=(len(shades) - 0.4, -0.6), xlim=(0, 100), xlabel="probability (%)")
     return fig
 

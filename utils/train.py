@@ -17,11 +17,12 @@ from tqdm.auto import tqdm
 
 from utils import checkpoint, parallel
 from utils import device as devices
-from utils.data import INPUT_NORMS, Batches, ChannelStats, ImageData, Split, input_stats
-from utils.model import CNN, is_number, option
+from utils.data import INPUT_NORMS, MAX_SEED, Batches, ChannelStats, ImageData, Split, input_stats
+from utils.model import CNN, is_number, is_word, option
 
 SCHEDULES = ("one-cycle", "cosine", "constant")
 EVAL_BATCH = 500
+LARGEST = 10**6  # of a number in a recipe: a larger one is a slip, and its products are not finite in fp32
 DIVERGED = "diverged"  # metric of a run among many: 1 if its loss became NaN or infinite, else 0
 
 
@@ -54,16 +55,19 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "crop_padding", "cutout", "seed"):
             least = 1 if name in ("epochs", "batch_size", "accumulate") else 0
-            value = getattr(self, name)
+            value, most = getattr(self, name), {"epochs": LARGEST, "seed": MAX_SEED}.get(name, math.inf)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+                raise ValueError(f"{name}={value!r}: expected a whole number (int) of at least {least}")
+            if value > most:
+                raise ValueError(f"{name}={value}: expected at most {most}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate}: expected a divisor of batch_size={self.batch_size}")
-        if not is_number(self.lr) or not 0 < self.lr < math.inf:
-            raise ValueError(f"lr={self.lr!r}: expected a learning rate above 0; try {type(self).lr}")
+        if not is_number(self.lr) or not 0 < self.lr <= LARGEST:
+            allowed = f"a learning rate above 0 and up to {LARGEST}"
+            raise ValueError(f"lr={self.lr!r}: expected {allowed}; try {type(self).lr}")
         for name, top in {
-            "weight_decay": math.inf,
-            "clip": math.inf,
+            "weight_decay": LARGEST,
+            "clip": LARGEST,
             "momentum": 1,
             "label_smoothing": 1,
             "ema": 1,
@@ -73,9 +77,9 @@ class Recipe:
                 raise ValueError(f"{name}={value!r}: expected a number from 0 up to, but not including, {top}")
         if not is_number(self.warmup) or not 0 < self.warmup < 1:
             raise ValueError(f"warmup={self.warmup!r}: expected a share of the run between 0 and 1")
-        if self.schedule not in SCHEDULES:
+        if not is_word(self.schedule, SCHEDULES):
             raise ValueError(f"schedule={self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
-        if self.input_norm not in ("data set", *INPUT_NORMS):
+        if not is_word(self.input_norm, ("data set", *INPUT_NORMS)):
             raise ValueError(f"input_norm={self.input_norm!r}: choose one of data set, {', '.join(INPUT_NORMS)}")
         for name in ("flip", "alternate"):
             if not isinstance(getattr(self, name), bool):
@@ -385,7 +389,7 @@ def restore(out: Path | None, stateful: dict[str, Any], generator: torch.Generat
     if out is None:
         raise ValueError("resume=True without out: name the folder of the run to go on with")
     path = Path(out) / checkpoint.STATE_FILE
-    saved = checkpoint.read(path)
+    saved = checkpoint.read(path, "identity", "states", "draws", "progress")
     differ = differences(saved["identity"], identity)
     if differ:
         raise checkpoint.CheckpointError(

@@ -1,5 +1,6 @@
 """Widgets as cell outputs that a reader without a kernel can do without."""
 
+import html
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,13 @@ def show(view: Any, text: str) -> None:
 
     reference = {"version_major": 2, "version_minor": 0, "model_id": view.model_id}
     display({"application/vnd.jupyter.widget-view+json": reference, "text/plain": text}, raw=True)
+
+
+def description(name: str) -> str:
+    """Return a name that comes from data as a widget's description: before ipywidgets 8 that was HTML."""
+    import ipywidgets
+
+    return html.escape(name) if int(ipywidgets.__version__.partition(".")[0]) < 8 else name
 
 
 def uploader(receive: Callable[[str, bytes], None]) -> Any:

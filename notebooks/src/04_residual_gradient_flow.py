@@ -959,7 +959,7 @@ for kind, frame in coarse.items():
 # seeds. `RECOMPUTE` trains them again and goes over each plane, which takes a quarter of an hour.
 
 # %%
-from utils import files
+from utils import files, tables
 
 path = files.results_dir() / "loss_surfaces.csv"
 if RECOMPUTE:
@@ -972,8 +972,8 @@ if RECOMPUTE:
         train.fit(net, trained_on, at, device="cpu", precision="fp32", progress=False)
         rows.append(surface(net, places=21, seed=seed).assign(network=kind, layers=layers, seed=seed))
     columns = ["network", "layers", "seed", "x", "y", "loss"]
-    files.write_text(path, pd.concat(rows)[columns].to_csv(index=False, float_format="%.4g"))
-surfaces = pd.read_csv(path)
+    files.write_rows(path, pd.concat(rows)[columns].to_csv(index=False, float_format="%.4g"), {})
+surfaces, _ = tables.read_table(path)
 
 # %%
 from matplotlib.colors import LogNorm

@@ -72,7 +72,7 @@ from utils import data, plots
 
 plots.use_style()
 images = data.load(DATA, progress=False)
-classes, colour = images.class_names, images.in_channels == 3
+classes, colour = [plots.plain(name) for name in images.class_names], images.in_channels == 3
 shuffled = torch.randperm(len(images.validation), generator=torch.Generator().manual_seed(0))
 seen = images.validation[shuffled]  # a folder comes sorted by class; so the first 1,000 are of all classes
 print(f"{images.name}: {len(images.train):,} images to learn from, {len(images.validation):,} to check with")
@@ -448,9 +448,9 @@ assert tests.max(1).mean() > 94.3
 # %%
 import pandas as pd
 
-from utils import files
+from utils import files, tables
 
-reads = pd.read_csv(files.results_dir() / "test_reads.csv")
+reads, _ = tables.read_table(files.results_dir() / "test_reads.csv", by_hand=True)
 purpose = reads["purpose"].str.replace(r", seed \d+", ", a seed each", regex=True)
 for (name, what), rows in reads.groupby(["data", purpose], sort=False):
     print(f"{len(rows):>3} × {name}: {what}; last on {rows['date'].max()[:10]}")
@@ -862,8 +862,8 @@ path = files.results_dir() / "corruptions.csv"
 if RECOMPUTE:
     parts = [trained_so(training, seed) for seed in range(5) for training in TRAININGS]
     columns = ["training", "seed", "corruption", "severity", "metric", "value"]
-    files.write_text(path, pd.concat(parts)[columns].to_csv(index=False, float_format="%.5g"))
-damaged = pd.read_csv(path)
+    files.write_rows(path, pd.concat(parts)[columns].to_csv(index=False, float_format="%.5g"), {})
+damaged, _ = tables.read_table(path)
 
 # %% [markdown]
 # And the network from above, live, on 500 images:
