@@ -39,12 +39,18 @@ def pytest_runtest_setup() -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # the outermost: what it writes stands below all else
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """Says how fast the lessons answered in a browser, or that they were left out."""
+    """Says how fast the lessons answered in a browser, or that they were left out, and how much bad input was tried."""
     yield
     for name, seconds in browser.LATENCIES.items():
         words = f"median {statistics.median(seconds):.2f} s, slowest {max(seconds):.2f} s, n = {len(seconds)}"
         terminalreporter.write_line(f"{name}: from a key to the new picture {words}")
     reports = [report for found in terminalreporter.stats.values() for report in found]
+    tried = [value for report in reports if getattr(report, "when", "") == "teardown"
+             for name, value in report.user_properties if name == "bad input"]  # fmt: skip
+    if tried:
+        accepted, refused = (sum(counts.get(kind, 0) for counts in tried) for kind in ("accepted", "refused"))
+        words = f"{refused:,} refused by a message that names them, {accepted:,} accepted and checked"
+        terminalreporter.write_line(f"Bad input: {accepted + refused:,} cases, {words}")
     if browser.MISSING and any("test_browser.py" in getattr(report, "nodeid", "") for report in reports):
         left_out = f"Left out: the lessons in a real browser (tests/test_browser.py), and the site: {browser.MISSING}"
         terminalreporter.write_line(left_out, yellow=True)

@@ -196,7 +196,7 @@ def plan(
     check_kinds(base=base, vary=vary, recipe=recipe, seeds=seeds, source=source, grid=grid)
     check_kinds(along={} if along is None else along, device=device, precision=precision)
     seeds = list(seeds)
-    if not seeds or any(seed in seeds[:place] for place, seed in enumerate(seeds)):
+    if not seeds or len(set(map(repr, seeds))) < len(seeds):
         raise ValueError(f"seeds={seeds!r}: expected one or more, each of them once")
     where = devices.pick(device)
     options = {"source": source, "device": str(where), "precision": devices.pick_precision(where, precision)}

@@ -54,7 +54,7 @@ def pick_precision(device: torch.device, name: str = "auto") -> str:
         if device.type == "cuda":
             return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
         return "bf16" if device.type == "cpu" and cpu_multiplies_bf16() else "fp32"
-    if name not in PRECISIONS:
+    if not isinstance(name, str) or name not in PRECISIONS:
         raise ValueError(f"precision {name!r} is unknown: choose auto or one of {', '.join(PRECISIONS)}")
     if name == "fp16" and device.type != "cuda":
         raise ValueError(f"precision 'fp16' needs a CUDA device, and this one is {device.type!r}: choose bf16 or fp32")
