@@ -1323,7 +1323,19 @@ def test_arguments_of_the_other_commands_are_taken_or_refused(profile, small, qu
         check_answer(
             profile,
             words,
-            ["no such", "No such", "Missing", "IMAGES", "argument", "no results", "nothing to compare", "run", "''"],
+            [
+                "no such",
+                "No such",
+                "Missing",
+                "IMAGES",
+                "argument",
+                "no results",
+                "nothing to compare",
+                "run",
+                "''",
+                "size is",
+                "channels is",
+            ],
         )
 
     profile.try_cases(test, quick=40, thorough=500, words=commands)

@@ -80,6 +80,8 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], r
     paths = [folder / f"{name}.{suffix}" for name in names for suffix in ("csv", "json")]
     for path in paths:
         shutil.copy(SHIPPED / path.name, path)
+    for path in paths[::2]:  # without what `make train` has appended here to the log of the test images
+        path.write_bytes(path.read_bytes()[: files.read_record(path.with_suffix(".json")).get("rows_bytes")])
     another = {path: (SHIPPED / f"schedule_time{path.suffix}").read_bytes() for path in paths}
     return Kind({path: (lambda stem=path.stem: read(stem)) for path in paths}, FROM_GIT, another)
 

@@ -197,7 +197,7 @@ def test_a_killed_worker_ends_the_run_and_resume_goes_on(tmp_path, monkeypatch):
 @not_on_windows
 def test_processes_diverge_together():
     """One of them says at which step, and none that another one was lost."""
-    run = start("cnn.py", *FAST, "--epochs", 2, "--lr", 1e8, "--norm", "none")
+    run = start("cnn.py", *FAST, "--epochs", 2, "--lr", 1e6, "--norm", "none")
     printed = run.communicate(timeout=120)[0]
     assert run.returncode != 0
     assert len(re.findall(r"error: the loss became (nan|inf) at step \d+", printed)) == 1, printed
