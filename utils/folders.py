@@ -89,7 +89,8 @@ def _some(names: list[str]) -> str:
 
 def _list_classes(root: Path) -> Listing:
     """Class names are composed (NFC), as most systems write "é"; macOS may hand out an "e" and an accent."""
-    paths = sorted((Path(entry) for entry in os.scandir(root) if _is_class(entry)), key=_class_name)
+    with os.scandir(root) as entries:  # closed though _is_class should raise
+        paths = sorted((Path(entry) for entry in entries if _is_class(entry)), key=_class_name)
     names = tuple(map(_class_name, paths))
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
