@@ -28,9 +28,7 @@ app = typer.Typer(
 )
 RUNS = files.ROOT / "runs"
 SETTINGS_FILE = "settings.json"
-ABOUT_FILE = (
-    "about.json"  # all that decides the numbers of a run: every setting, the data, and the machine of each start
-)
+ABOUT_FILE = "about.json"  # what decides the numbers of a run: every setting, the data, the machine of each start
 HISTORY_FILE = "history.csv"  # written when a run has finished
 OPTIONS = ("device", "precision", "compiled", "cuda_graphs")  # of train.fit
 MOST_THREADS = 1024  # more cannot be started everywhere, and the process would end
@@ -422,7 +420,7 @@ def ablate(
     scheduler: Annotated[str | None, typer.Option(help="of Dask: tcp://127.0.0.1:PORT, or tls://HOST:PORT")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="train again what is kept, too")] = False,
     device_name: Annotated[str, typer.Option("--device", help=DEVICE_HELP, show_default=False)] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or fp64")] = "auto",
 ) -> None:
     """Run experiments of the course, in which one field varies, and write their rows and figures."""
     from utils import experiments

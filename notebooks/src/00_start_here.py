@@ -469,7 +469,7 @@ assert abs(np.mean(yours) - history.last("train", "loss")) < 0.02
 #
 # The course picks the fastest device that PyTorch finds, and the fastest number format in which that device trains safely:
 # 32 bits (`fp32`), or 16 (`bf16`, `fp16`) where it multiplies those natively. Here is what it picked, and how many images a
-# second it trains the course's default network on: 32 channels in the first layer, batches of 512. The first of two epochs
+# second it trains the course's default network on: 32 channels in the first layer, batches of 256. The first of two epochs
 # warms up, the second is measured.
 
 # %%
@@ -480,8 +480,8 @@ from IPython.display import Markdown
 torch.set_num_threads(threads)
 machine = device.describe()
 speed = {"fp32": 0.0, machine["precision"]: 0.0}
-few = replace(fashion.take(5 * 512), validation=fashion.validation[:512])
-trial = train.Recipe(epochs=2, lr=0.1)
+few = replace(fashion.take(10 * 256), validation=fashion.validation[:512])
+trial = train.Recipe(epochs=2, batch_size=256, lr=0.1)
 for precision in speed:
     history = train.fit(CNN(), few, trial, precision=precision, progress=False)
     speed[precision] = history.last("train", "images_per_second")
