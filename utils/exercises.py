@@ -1377,6 +1377,52 @@ LESSON_06 = {
             ),
         ),
     ),
+    "06.calibration": Quiz(
+        "This network was trained with label smoothing: the target of a shirt is 91 % shirt, and 1 % each other class. "
+        "Compare its confidence, on average, with how often it is right on validation images.",
+        (
+            Option(
+                "it promises too much: deep networks are overconfident",
+                "So Guo et al. found it, of networks with targets of 100 %. This one was never asked to be that sure.",
+            ),
+            Option(
+                "it keeps its word: cross-entropy is lowest for honest probabilities",
+                "Honest about the targets that it was given, and these were blurred on purpose.",
+            ),
+            Option(
+                "it is better than it says",
+                "Its targets say 91 % even where nothing is in doubt; so does the network, and is right more often.",
+                right=True,
+            ),
+            Option(
+                "its right answers are near 100 %, its wrong ones near 0 %",
+                "It cannot know which are wrong. And the answer is the most probable of ten classes: never below 10 %.",
+            ),
+        ),
+    ),
+    "06.faithful": Quiz(
+        "300 images that the network gets right. Paint over the warmest quarter of each, in its own map or in that of "
+        "another image, for each of the four layers. How many of the answers stay the same?",
+        (
+            Option(
+                "hardly any: what spoke for the answer is gone",
+                "A warm place is one reason among others: the rest of a shoe looks like a shoe, too.",
+            ),
+            Option(
+                "most; with the own map fewer, and not in every layer",
+                "In some layer the map finds what matters in this image; in others, any such map does as much.",
+                right=True,
+            ),
+            Option(
+                "most; in all layers as many as with another image's map",
+                "Then the maps would say nothing about this image. In one layer, 300 images show a clear difference.",
+            ),
+            Option(
+                "all: an image that it gets right is an easy one",
+                "Right is not the same as sure, and the network has never seen an image with a painted quarter.",
+            ),
+        ),
+    ),
     "06.ece": Exercise(
         expects="a function f(p, labels, bins) that returns a number from 0 to 1",
         right=calibration_gap,

@@ -551,6 +551,9 @@ assert not right[worst].any()
 # $$\text{ECE} = \sum_{b=1}^{B} \frac{n_b}{n}\, \big|\text{right}_b - \text{confidence}_b\big|$$
 
 # %%
+exercises.quiz("06.calibration")
+
+# %%
 rows = examine.reliability(p, seen.labels)
 fig, (left, side) = plt.subplots(1, 2, figsize=(7.4, 3.4))
 plots.draw_reliability(left, rows, plots.BLUE)
@@ -728,6 +731,9 @@ plots.explore(draw_cams, "layer", {f"{layer}": layer for layer in (1, 2, 3, 4)},
 # the warmest quarter of *another* image's map: as large, of the same kind of shape, but not this image's reasons.
 
 # %%
+exercises.quiz("06.faithful")
+
+# %%
 def painted(pictures, heat):
     """The images with their warmest quarter in the mean colour of the training images."""
     limit = heat.flatten(1).quantile(0.75, dim=1)[:, None, None]
@@ -750,6 +756,7 @@ for layer in (1, 2, 3, 4):
     own, other = (faithful[layer][whose] for whose in ("own", "other"))
     print(f"layer {layer}: {own:.0f} % of the answers stay, with another image's map {other:.0f} %:")
     print(f"         {points(faithful[layer])}, each an image")
+assert min(each["high"] for each in faithful.values()) < 0 or not shipped
 
 # %% [markdown]
 # Where the two differ, the maps say something about *this* image. But look, too, how many answers stay: a warm place is
