@@ -692,7 +692,8 @@ assert len(sizes) >= 8
 # %% [markdown]
 # Does the line predict a whole training step? A step of the course's network on two processes sends a message for each
 # batch norm on the way there (its statistics must be those of **all** images), one on the way back, and then the gradient
-# of every weight. `costs.messages` lists them. The rest of the step is calculating, and that is measured separately: the
+# of every weight. `costs.messages` lists them, the gradients as one message: in truth PyTorch sends them in a few pieces of
+# up to 25 MB, each of which costs $\alpha$ more. The rest of the step is calculating, and that is measured separately: the
 # same two processes, in the same round, but muted. Each takes its own numbers for those of all.
 
 # %%
@@ -728,6 +729,7 @@ assert abs(error) < 0.25
 # | a GPU | 60 TFLOP/s sustained, about what [NVIDIA's own script](https://github.com/NVIDIA/DeepLearningExamples) reaches on an A100 with this network |
 # | links | bandwidth, and latency of an all-reduce between two: NVLink 200 GB/s, 20 µs, up to 8 GPUs; PCIe 12 GB/s, 30 µs; Ethernet 10 Gbit/s, 100 µs |
 # | overlap | none: nobody talks while calculating |
+# | gradients | all in one message |
 
 # %%
 WEIGHTS, FLOPS, SUSTAINED, EPOCH, SHARE = 25.6e6, 3 * 8.2e9, 60e12, 1.28e6, 256  # assumptions
