@@ -1415,7 +1415,7 @@ LESSON_06 = {
             ),
             Option(
                 "most; in all layers as many as with another image's map",
-                "Then the maps would say nothing about this image. In one layer, 300 images show a clear difference.",
+                "Then the maps would say nothing about this image. In some layer, 300 images show a clear difference.",
             ),
             Option(
                 "all: an image that it gets right is an easy one",

@@ -579,6 +579,7 @@ tendency = "promises too much" if sure.mean() > right.float().mean() else "is be
 print(f"ECE {100 * error:.1f} points; torchmetrics {100 * theirs:.1f}")
 print(f"confidence {sure.mean():.1%} on average, right {right.float().mean():.1%}: the network {tendency}")
 assert abs(error - theirs) < 1e-3
+assert tendency == "is better than it says" or not shipped
 
 # %% [markdown]
 # It was trained with label smoothing: with ten classes and a tenth of the target spread over all of them, the loss of a
@@ -756,7 +757,8 @@ for layer in (1, 2, 3, 4):
     own, other = (faithful[layer][whose] for whose in ("own", "other"))
     print(f"layer {layer}: {own:.0f} % of the answers stay, with another image's map {other:.0f} %:")
     print(f"         {points(faithful[layer])}, each an image")
-assert min(each["high"] for each in faithful.values()) < 0 or not shipped
+ends = [each["high"] for each in faithful.values()]
+assert (min(ends) < 0 < max(ends) and min(each["own"] for each in faithful.values()) > 50) or not shipped
 
 # %% [markdown]
 # Where the two differ, the maps say something about *this* image. But look, too, how many answers stay: a warm place is
