@@ -272,4 +272,4 @@ def test_statistics_of_a_billion_pixels_are_exact_in_bounded_memory():
     assert 3 * stats.count > 1e9
     assert stats.mean == pytest.approx([mean / 255, 1 - mean / 255, 7 / 255], rel=1e-12)
     assert stats.std == pytest.approx([std / 255, std / 255, 0], rel=1e-12, abs=1e-15)
-    assert max(used) < 100e6
+    assert max(used) < 200e6  # a fifth of the pixels as bytes; an image is 4 MB, as float64 32 MB

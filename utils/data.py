@@ -455,13 +455,22 @@ def channel_stats(images: Tensor | Iterable[Tensor], chunk: int = 2**20) -> Chan
             expected = f"N×{'C' if total is None else len(total.mean)}×H×W"
             raise ValueError(f"images have shape {tuple(batch.shape)}: expected {expected}")
         unit = 255 if batch.dtype == torch.uint8 else 1
-        for part in batch.split(max(1, chunk // max(1, batch[0:1].numel()))) if batch.numel() else ():
+        for part in _parts(batch, chunk):
             moments = Moments.of(part)
             moments = Moments(moments.count, moments.mean / unit, moments.m2 / unit**2)
             total = total.merge(moments) if total else moments
     if total is None:
         raise ValueError("channel_stats got no images: expected at least one")
     return ChannelStats(tuple(total.mean.tolist()), tuple((total.m2 / total.count).sqrt().tolist()), total.count)
+
+
+def _parts(images: Tensor, chunk: int) -> Iterator[Tensor]:
+    """Cut images N×C×H×W into whole images, or else rows of one image, of about `chunk` numbers."""
+    if not images.numel():
+        return
+    _, channels, height, width = images.shape
+    for some in images.split(max(1, chunk // (channels * height * width))):
+        yield from some.split(max(1, chunk // (channels * width)) if len(some) == 1 else height, dim=2)
 
 
 def input_stats(images: Tensor, kind: str) -> ChannelStats:
