@@ -649,6 +649,16 @@ def test_take_of_too_few_or_too_many_is_an_error(fashion, n):
         fashion.take(n)
 
 
+def test_joined_data_has_all_images_once_and_none_to_choose_by(fashion):
+    joined = fashion.join_validation()
+    assert torch.equal(joined.train.images, torch.cat([fashion.train.images, fashion.validation.images]))
+    assert torch.equal(joined.train.labels, torch.cat([fashion.train.labels, fashion.validation.labels]))
+    assert joined.train.labels.bincount().tolist() == [6000] * 10
+    assert len(joined.validation) == 0
+    assert joined.checksum != fashion.checksum
+    assert joined._test is fashion._test
+
+
 # ---- channel statistics
 
 

@@ -144,6 +144,16 @@ def test_images_that_cannot_be_mirrored_are_tested_without_flips(few):
     assert history[history["split"] == "test"]["metric"].tolist() == ["accuracy"]
 
 
+def test_a_plan_may_train_on_the_validation_images_too(few, monkeypatch):
+    monkeypatch.setitem(full_training.PLANS, "joined", replace(SHORT, join=True))
+    rows = full_training.measure(few, "joined", [0], progress=False)
+    assert set(rows["split"]) == {"train", "test"}
+    assert rows["step"].max() == (256 + 5000) // 64
+    _, about = full_training.read()
+    data_of_it = about["runs"]["fashion-mnist, joined"]["data"]
+    assert (data_of_it["train"], data_of_it["validation"]) == (256 + 5000, 0)
+
+
 def test_an_unknown_plan_is_named_with_those_there_are(few):
     with pytest.raises(ValueError, match="unknown plan 'best': choose one of full, photos, record"):
         full_training.measure(few, "best")

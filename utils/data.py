@@ -96,6 +96,15 @@ class ImageData:
         train = self.train[torch.from_numpy(np.sort(in_turn[:n]))]
         return replace(self, train=train, checksum=_checksum(train, self.validation))
 
+    def join_validation(self) -> "ImageData":
+        """The same data with its validation images behind its training images, and none left to choose by.
+
+        For a last training, when every choice was made on the validation images.
+        """
+        pairs = zip(vars(self.train).values(), vars(self.validation).values(), strict=True)
+        train, none = Split(*map(torch.cat, pairs)), self.validation[:0]
+        return replace(self, train=train, validation=none, checksum=_checksum(train, none))
+
     def read_test(self, purpose: str) -> Split:
         """The test images. The reading is logged in results_dir()/test_reads.csv, with its `purpose`.
 

@@ -37,6 +37,7 @@ class Plan:
     recipe: train.Recipe
     network: CNNConfig | record.RecordConfig
     shift: int = 0  # pixels of the test-time views, besides mirrored ones
+    join: bool = False  # train on the validation images, too: no choice is left that they are needed for
 
     def config(self, images: data.ImageData) -> CNNConfig | record.RecordConfig:
         """Return the settings of the network for `images`."""
@@ -70,6 +71,7 @@ def measure(
     if plan not in PLANS:
         raise ValueError(f"unknown plan {plan!r}: choose one of {', '.join(PLANS)}")
     name = images.name if plan == "full" else f"{images.name}, {plan}"
+    images = images.join_validation() if PLANS[plan].join else images
     if exists():
         read()  # rows that are damaged are told before the training, not after it
     for seed in seeds:

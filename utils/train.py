@@ -190,8 +190,11 @@ def fit(
                     bar.set_postfix_str(f"epoch {epoch}: {in_words(meter.result())}", refresh=False)
                 bar.update()
             trained = meter.total() | {"lr": schedule.get_last_lr()[0]}
-            validated = evaluate(best, data.validation, stats, device=device, precision=precision, shared=True)
-            bar.set_postfix_str(f"epoch {epoch}: {in_words(trained)}, validation {validated['accuracy']:.2%}")
+            validated = {}  # without validation images
+            if len(data.validation):
+                validated = evaluate(best, data.validation, stats, device=device, precision=precision, shared=True)
+            shown = f", validation {validated['accuracy']:.2%}" if validated else ""
+            bar.set_postfix_str(f"epoch {epoch}: {in_words(trained)}{shown}")
 
             seconds = time.perf_counter() - begin
             for split, metrics in {"train": trained, "validation": validated}.items():
@@ -200,7 +203,7 @@ def fit(
             draws = {"data": batches.generator.get_state(), "dropout": {"device": where.type, "states": states}}
             if out is not None and first:
                 progress_so_far = {"epoch": epoch, "seconds": seconds, "rows": rows}
-                checkpoint.save_model(out, best, card(data, stats, epoch, validated["accuracy"]))
+                checkpoint.save_model(out, best, card(data, stats, epoch, validated.get("accuracy")))
                 save(out, stateful, draws, identity, progress_so_far)  # last: what resumes finds all the rest
             if on_epoch is not None:
                 on_epoch(History(rows, columns=History.COLUMNS))
@@ -420,7 +423,7 @@ def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
     return sorted(lines)
 
 
-def card(data: ImageData, stats: ChannelStats, epoch: int, accuracy: float) -> dict[str, Any]:
+def card(data: ImageData, stats: ChannelStats, epoch: int, accuracy: float | None) -> dict[str, Any]:
     """Return what a stranger needs to use the trained network: data, classes, size, statistics, and how good it was."""
     return {
         "data": data.name,
