@@ -56,6 +56,9 @@ PLANS = {
     "full": Plan(FULL, CNNConfig()),
     "photos": Plan(PHOTOS, CNNConfig()),
     "record": Plan(record.RECIPE, record.RecordConfig(), shift=1),
+    "long": Plan(
+        replace(record.RECIPE, epochs=24, cutout=8, ema=0.95), record.RecordConfig(small=20), shift=1, join=True
+    ),
 }
 BEGIN, END = "<!-- full training: begin -->", "<!-- full training: end -->"  # around the table in README.md
 
