@@ -396,7 +396,8 @@ def full(
     plan: Annotated[
         str,
         typer.Argument(
-            help="full; photos: with harder augmentation; record: another network, for colour images of 32×32"
+            help="full; photos: with harder augmentation; long: a larger network, trained for longer; record: that "
+            "network in a hurry, for colour images of 32×32 ('record, SGD' and the like: without one of its ideas)"
         ),
     ] = "full",
     data_name: Annotated[str, typer.Option("--data", help=DATA_HELP)] = "fashion-mnist",

@@ -155,7 +155,7 @@ def test_a_plan_may_train_on_the_validation_images_too(few, monkeypatch):
 
 
 def test_an_unknown_plan_is_named_with_those_there_are(few):
-    with pytest.raises(ValueError, match="unknown plan 'best': choose one of full, photos, record, long"):
+    with pytest.raises(ValueError, match="unknown plan 'best': choose one of full, photos, long, record"):
         full_training.measure(few, "best")
 
 

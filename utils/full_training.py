@@ -52,13 +52,21 @@ class Plan:
         return CNN(self.config(images)), None
 
 
+RECORD = Plan(record.RECIPE, record.RecordConfig(), shift=1, join=True)
 PLANS = {
     "full": Plan(FULL, CNNConfig()),
     "photos": Plan(PHOTOS, CNNConfig()),
-    "record": Plan(record.RECIPE, record.RecordConfig(), shift=1),
     "long": Plan(
-        replace(record.RECIPE, epochs=24, cutout=8, ema=0.95), record.RecordConfig(small=20), shift=1, join=True
+        replace(record.RECIPE, epochs=24, cutout=8, ema=0.95),
+        record.RecordConfig(widths=(64, 256, 256), small=20, small_share=0.5),
+        shift=1,
+        join=True,
     ),
+    "record": RECORD,
+    "record, first layer learned": replace(RECORD, network=replace(RECORD.network, whiten=False)),
+    "record, SGD": replace(RECORD, network=replace(RECORD.network, muon=False)),
+    "record, random flips": replace(RECORD, recipe=replace(RECORD.recipe, alternate=False)),
+    "record, one size": replace(RECORD, network=replace(RECORD.network, small=0)),
 }
 BEGIN, END = "<!-- full training: begin -->", "<!-- full training: end -->"  # around the table in README.md
 

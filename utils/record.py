@@ -22,13 +22,14 @@ from utils.train import Recipe
 WHITENED = 5_000  # images whose patches are whitened
 SGD_LR = 3.0  # of the convolutions, without Muon
 RECIPE = Recipe(
-    epochs=8,
+    epochs=12,
     batch_size=2000,
     lr=0.24,
     warmup=0.02,
     momentum=0.6,
     weight_decay=2e-6 * 2000,
     label_smoothing=0.2,
+    ema=0.9,
     crop_padding=2,
     alternate=True,
 )
@@ -38,11 +39,11 @@ RECIPE = Recipe(
 class RecordConfig:
     """What makes the network and its training fast; each field is one idea, and can be left out."""
 
-    widths: tuple[int, ...] = (64, 256, 256)
+    widths: tuple[int, ...] = (64, 256, 384)
     whiten: bool = True  # else the first layer is learned, like all others
     muon: bool = True  # else SGD
     small: int = 24  # side of the images at the beginning; 0: none is made smaller
-    small_share: float = 0.5  # of the run, on images of that size
+    small_share: float = 0.7  # of the run, on images of that size
 
 
 class RecordNet(nn.Module):
