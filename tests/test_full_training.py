@@ -12,9 +12,10 @@ from utils.tables import ResultsError
 
 SHORT = full_training.Plan(train.Recipe(epochs=1, batch_size=64), CNNConfig())
 AT_LEAST = {
-    "fashion-mnist": (0.94, 300),
-    "cifar10-jpeg, photos": (0.86, 600),
-}  # test accuracy, in so many seconds a run
+    "fashion-mnist": (0.94, 300, 5),
+    "cifar10-jpeg, photos": (0.86, 600, 5),
+    "fashion-mnist, long": (0.945, 1500, 3),
+}  # test accuracy, in so many seconds a run, of so many seeds
 
 
 @pytest.fixture
@@ -109,10 +110,10 @@ def test_finals_are_means_with_their_t_intervals():
 
 @pytest.mark.parametrize("run", AT_LEAST)
 def test_shipped_numbers(shipped, run):
-    """Five seeds, without a test-time trick, at least as good and fast as the course promises."""
-    accuracy, seconds = AT_LEAST[run]
+    """Without a test-time trick, at least as good and fast as the course promises."""
+    accuracy, seconds, seeds = AT_LEAST[run]
     row = full_training.finals(shipped).set_index("run").loc[run]
-    assert row["n"] == 5
+    assert row["n"] >= seeds
     assert row["accuracy"] >= accuracy
     assert row["seconds"] <= seconds
 
@@ -120,7 +121,11 @@ def test_shipped_numbers(shipped, run):
 def test_shipped_runs_are_of_the_frozen_recipe_and_the_embedded_images(shipped):
     _, about = full_training.read()
     recipes = {run: train.Recipe(**each["recipe"]) for run, each in about["runs"].items()}
-    assert recipes == {"fashion-mnist": experiments.FULL, "cifar10-jpeg, photos": experiments.PHOTOS}
+    assert recipes == {
+        "fashion-mnist": experiments.FULL,
+        "cifar10-jpeg, photos": experiments.PHOTOS,
+        "fashion-mnist, long": full_training.PLANS["long"].recipe,
+    }
     assert about["runs"]["fashion-mnist"]["data"]["checksum"] == data.load(progress=False).checksum
 
 
