@@ -125,6 +125,7 @@ def test_shipped_runs_are_of_the_frozen_recipe_and_the_embedded_images(shipped):
         "fashion-mnist": experiments.FULL,
         "cifar10-jpeg, photos": experiments.PHOTOS,
         "fashion-mnist, long": full_training.PLANS["long"].recipe,
+        "cifar10-jpeg, record": full_training.PLANS["record"].recipe,
     }
     assert about["runs"]["fashion-mnist"]["data"]["checksum"] == data.load(progress=False).checksum
 
