@@ -122,7 +122,8 @@ def fit(
 ) -> History:
     """Train `model` (N×C×H×W images → N×num_classes logits) in place and return its history.
 
-    Images are normalized as `recipe.input_norm` says, with statistics of the training split. With `out`, a
+    Images are normalized as `recipe.input_norm` says, with statistics of the training split. Without validation images
+    (`ImageData.join_validation`) the history has no rows of them. With `out`, a
     checkpoint is written there after every epoch, and `resume` goes on from it: on one CPU thread in fp32 the final
     weights are bit-identical to those of an undisturbed run. `compiled` runs the network through `torch.compile`;
     `cuda_graphs`, on a CUDA GPU, captures it as graphs besides, which saves small networks the launching of each

@@ -399,8 +399,8 @@ assert reached > 0.6 or DATA != "fashion-mnist"
 # %% [markdown]
 # The full runs come with the course: five seeds, on Fashion-MNIST and on the images of CIFAR-10 (as JPEG files; the
 # same network, the same recipe but for the harder looks and more epochs, colour images of ten other classes). A third
-# kind is *long*: what the same loop reaches when a run may take several times as long. The same picture as above, of
-# Fashion-MNIST, a line a seed:
+# kind, of fewer seeds, is *long*: what the same loop reaches when a run may take several times as long. The same picture
+# as above, of Fashion-MNIST, a line a seed:
 
 # %%
 from utils import full_training
@@ -472,9 +472,10 @@ for row in final.to_dict("records"):
 
 # %% [markdown]
 # The long one has another network and optimizer, those of `utils/record.py`: wide convolutions behind a frozen first
-# layer, and Muon in the place of SGD; for half of the run it sees its images smaller, which saves time. And once its
-# recipe was frozen, the validation images had done their work: it was trained on them, too. Nothing was left to choose
-# by, and there was more to learn from. (Its minutes are those of a slower machine than the others had.)
+# layer, and Muon in the place of SGD. It gets the harder looks, and for half of the run it sees its images smaller, which
+# saves time. And once its recipe was frozen, the validation images had done their work: it was trained on them, too.
+# Nothing was left to choose by, and there was more to learn from. (Its minutes are those of a slower machine than the
+# others had.)
 #
 # Two numbers to hold against it, from elsewhere, both of a ResNet-18 and many more epochs: 94.9 % on Fashion-MNIST, in
 # [the data set's own table](https://github.com/zalandoresearch/fashion-mnist), and 93.0 % on CIFAR-10's original pixels
