@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from utils import bench, costs, device, files, frameworks, loops, parallel, train
+from utils import bench, costs, device, files, frameworks, loops, parallel, record, train
 
 MUST = {  # of the README's figures: at least (+) or at most (-)
     "ratio of the two": +3,
@@ -74,6 +74,8 @@ def pretended(monkeypatch):
     monkeypatch.setattr(loops, "seconds_to", lambda _, tricks, *__: (2.0, 9000) if tricks.in_memory else (8.0, 18000))
     monkeypatch.setattr(loops, "learned", lambda tricks, seed, _: 0.8 + 0.01 * seed + 0.002 * (not tricks.bf16))
     monkeypatch.setattr(loops, "of_side", lambda side, _: 1e6 / side**2)
+    monkeypatch.setattr(loops, "record_run", lambda side: 2000.0 if side < 32 else 1000.0)
+    monkeypatch.setattr(loops, "airbench94_run", lambda: 800.0)
     monkeypatch.setattr(loops, "on_threads", lambda threads, _: 1000.0 * threads)
     layers = pd.DataFrame({"layer": ["stem"] * 2, "direction": ["forward", "backward"], "seconds": [1e-3, 2e-3]})
     monkeypatch.setattr(costs, "course_layer_seconds", lambda: layers)
@@ -117,6 +119,10 @@ def test_every_measurement_computes_its_ratios_and_keeps_its_rows(pretended, cap
     assert median["memory bandwidth"] == 40
     assert median["time an image, 56×56 pixels"] == pytest.approx(4 * median["time an image, 28×28 pixels"])
     assert median["time an image, 1 threads"] == 1000
+    share, epochs = record.RecordConfig().small_share, record.RECIPE.epochs
+    ours = epochs * 50_000 * (share / 2000 + (1 - share) / 1000)
+    assert median[f"the record, {epochs} epochs"] == pytest.approx(ours)
+    assert median["airbench94 in plain PyTorch against the record"] == pytest.approx(8 * 50_000 / 800 / ours)
     assert (median["lesson 00_start_here"], median["lesson 00_start_here, memory"]) == (60, 1.2)
     assert median["lesson 00_start_here, one core, AVX2 only"] == 120
     assert median["all-reduce of 256 bytes"] == pytest.approx(10.256)

@@ -6,7 +6,7 @@ from dataclasses import astuple, replace
 import pytest
 import torch
 
-from utils import kernels, loops, train
+from utils import kernels, loops, record, train
 from utils.model import CNN, CNNConfig, Stem, parts
 
 
@@ -55,6 +55,12 @@ def test_speed_is_that_of_all_epochs_together(monkeypatch):
 @pytest.mark.parametrize("loop", [loops.course, loops.probed])
 def test_loops_train(loop):
     assert 1 < loop(train.Recipe.batch_size) < 1e7
+
+
+def test_record_and_airbench94_train(monkeypatch):
+    monkeypatch.setattr(record, "RECIPE", replace(record.RECIPE, batch_size=16))
+    assert 1 < loops.record_run(24, steps=1) < 1e7
+    assert 1 < loops.airbench94_run(steps=1) < 1e7
 
 
 def test_wide_loop_trains():

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils import data, device, files, kernels, parallel, probes, train
+from utils import data, device, files, kernels, parallel, probes, record, train
 from utils.model import CNN, CNNConfig, Stem
+from utils.muon import Muon
 
 WIDE_IMAGE = (3, 32, 32)
+AIRBENCH94_EPOCHS = 8
 PEAK_SIDE = 4096  # side of the square matrices whose product measures the peak
 MESSAGES = tuple(2**power for power in range(8, 25, 2))  # bytes: 256 B to 16 MiB
 
@@ -256,10 +258,43 @@ def of_side(side: int, images: int) -> float:
 
 def on_noise(model: nn.Module, image: tuple[int, int, int], images: int) -> float:
     """Return the images per second of `train.fit` with `model`, on so many images C×H×W of noise."""
-    noise = torch.randint(0, 256, (images, *image), dtype=torch.uint8)
+    return speed_of(model, noise(image, images), train.Recipe(epochs=1))
+
+
+def noise(image: tuple[int, int, int], images: int) -> data.ImageData:
+    """Return so many training images C×H×W of noise, and 500 of them for validation."""
     few = data.load()
-    split = data.Split(noise, torch.arange(images) % few.num_classes)
-    return speed_of(model, replace(few, train=split, validation=split[:500]), train.Recipe(epochs=1))
+    pixels = torch.randint(0, 256, (images, *image), dtype=torch.uint8)
+    split = data.Split(pixels, torch.arange(images) % few.num_classes)
+    return replace(few, train=split, validation=split[:500])
+
+
+def record_run(side: int, steps: int = 2) -> float:
+    """Return the images per second of `train.fit` with the record's network and recipe, on images made `side` wide."""
+    recipe = replace(record.RECIPE, epochs=1)
+    images = noise(WIDE_IMAGE, steps * recipe.batch_size)
+    config = record.RecordConfig(small=side, small_share=1.0)
+    return speed_of(record.network(images, config, recipe), images, recipe, record.optimizer)
+
+
+def airbench94_run(steps: int = 2) -> float:
+    """Return the images per second of airbench94's steps as they are published, for a CPU: `wide_network` in plain
+    PyTorch, weights and images in bf16 (half precision there), batch norm in fp32, batches of 2,000, Muon; on noise."""
+    model = wide_network().to(torch.bfloat16, memory_format=torch.channels_last)
+    model[0].weight.requires_grad = False  # it whitens
+    for layer in model:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.float()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    groups = [{"params": [w for w in trained if w.ndim == 4], "orthogonal": True, "normalized": True, "steps": 3}]
+    optimizer = Muon([*groups, {"params": [w for w in trained if w.ndim != 4]}], record.RECIPE.lr)
+    images = torch.randn(record.RECIPE.batch_size, *WIDE_IMAGE).to(torch.bfloat16, memory_format=torch.channels_last)
+    labels, begin = torch.arange(len(images)) % 10, time.perf_counter()
+    for _ in range(steps):
+        F.cross_entropy(model(images), labels, label_smoothing=0.2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return steps * len(images) / (time.perf_counter() - begin)
 
 
 def on_threads(threads: int, images: int) -> float:
@@ -272,10 +307,12 @@ def on_threads(threads: int, images: int) -> float:
         torch.set_num_threads(before)
 
 
-def speed_of(model: nn.Module, images: data.ImageData, recipe: train.Recipe) -> float:
+def speed_of(
+    model: nn.Module, images: data.ImageData, recipe: train.Recipe, optimizer: Callable | None = None
+) -> float:
     """Return the images per second of `train.fit`, validation between epochs not counted."""
     torch.manual_seed(recipe.seed)
-    history = train.fit(model, images, recipe, progress=False)
+    history = train.fit(model, images, recipe, progress=False, optimizer=optimizer)
     speeds = history.loc[history["metric"] == "images_per_second", "value"]
     return len(speeds) / (1 / speeds).sum()  # all epochs have as many images
 
