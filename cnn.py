@@ -569,7 +569,7 @@ def readme() -> None:
     path = files.ROOT / "README.md"
     files.replace_block(path, experiments.BEGIN, experiments.END, experiments.claims_table(experiments.claims()))
     runs, _ = full_training.read()
-    files.replace_block(path, full_training.BEGIN, full_training.END, full_training.table(runs))
+    files.replace_block(path, full_training.BEGIN, full_training.END, full_training.table(full_training.whole(runs)))
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
 """The full runs are tested once each, kept with what they were measured with, and the shipped ones are good enough."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pandas as pd
 import pytest
 from scipy import stats
 
-from utils import checkpoint, data, examine, experiments, files, full_training, train
+from utils import checkpoint, data, examine, files, full_training, train
 from utils.model import CNNConfig
 from utils.tables import ResultsError
 
@@ -119,19 +120,22 @@ def test_shipped_numbers(shipped, run):
 
 
 def test_the_record_is_as_good_as_airbench94_with_the_same_test_time_views(shipped):
-    """90.8 % on these images; without the seconds, which are of a slow machine."""
-    assert full_training.finals(shipped).set_index("run").loc["cifar10-jpeg, record", full_training.FLIPS] >= 0.908
+    """90.8 % on these images, three seeds, in six minutes."""
+    row = full_training.finals(shipped).set_index("run").loc["cifar10-jpeg, record"]
+    assert row["n"] >= 3
+    assert row[full_training.FLIPS] >= 0.908
+    assert row["seconds"] <= 360
 
 
 def test_shipped_runs_are_of_the_frozen_recipe_and_the_embedded_images(shipped):
     _, about = full_training.read()
-    recipes = {run: train.Recipe(**each["recipe"]) for run, each in about["runs"].items()}
-    assert recipes == {
-        "fashion-mnist": experiments.FULL,
-        "cifar10-jpeg, photos": experiments.PHOTOS,
-        "fashion-mnist, long": full_training.PLANS["long"].recipe,
-        "cifar10-jpeg, record": full_training.PLANS["record"].recipe,
-    }
+    for run, each in about["runs"].items():
+        plan = full_training.PLANS[run.partition(", ")[2] or "full"]
+        assert train.Recipe(**each["recipe"]) == plan.recipe, run
+        network = json.loads(json.dumps(asdict(plan.network)))
+        of_the_data = {"in_channels": each["network"].get("in_channels"), "num_classes": 10}
+        assert each["network"] in (network, network | of_the_data), run
+    assert {*AT_LEAST, "cifar10-jpeg, record"} <= set(about["runs"])
     assert about["runs"]["fashion-mnist"]["data"]["checksum"] == data.load(progress=False).checksum
 
 
@@ -147,7 +151,7 @@ def test_shipped_network_has_the_validation_accuracy_of_its_row(shipped):
 
 def test_readme_has_the_table_that_the_rows_give(shipped):
     readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"{full_training.BEGIN}\n{full_training.table(shipped)}\n{full_training.END}" in readme
+    assert f"{full_training.BEGIN}\n{full_training.table(full_training.whole(shipped))}\n{full_training.END}" in readme
 
 
 def test_images_that_cannot_be_mirrored_are_tested_without_flips(few):

@@ -1710,6 +1710,28 @@ LESSON_07 = {
             ),
         ),
     ),
+    "07.record": Quiz(
+        "Leave one idea out of the record, and train it for as many epochs. Which one costs most test accuracy?",
+        (
+            Option(
+                "the frozen first layer: one that learns takes its place",
+                "Within the few hundred steps of the run a layer of that size can learn what it needs.",
+            ),
+            Option(
+                "Muon: SGD takes its place",
+                "In so few steps SGD moves far along few directions only; with more epochs it catches up.",
+                right=True,
+            ),
+            Option(
+                "flips that alternate: they come by chance",
+                "By chance an image is seen the same way twice in a row now and then. That is all that changes.",
+            ),
+            Option(
+                "small images first: all are of one size",
+                "That costs time. More pixels are no loss to what is learned.",
+            ),
+        ),
+    ),
     "07.faults": Exercise(
         expects="a function f(model, optimizer, images, labels, val_images, val_labels) → (mean loss, accuracy)",
         right=partial(epoch_with, ()),

@@ -164,6 +164,11 @@ def finals(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["run", "n", "accuracy", "low", "high", FLIPS, "seconds"])
 
 
+def whole(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return `rows` without those of the record with an idea left out, which lesson 7 compares."""
+    return rows[~rows["run"].str.contains("record, ")]
+
+
 def table(rows: pd.DataFrame) -> str:
     """Return the runs in `rows` as the README shows them."""
     lines = [

@@ -22,7 +22,7 @@ from utils.train import Recipe
 WHITENED = 5_000  # images whose patches are whitened
 SGD_LR = 3.0  # of the convolutions, without Muon
 RECIPE = Recipe(
-    epochs=12,
+    epochs=9,
     batch_size=2000,
     lr=0.24,
     warmup=0.02,
@@ -39,7 +39,7 @@ RECIPE = Recipe(
 class RecordConfig:
     """What makes the network and its training fast; each field is one idea, and can be left out."""
 
-    widths: tuple[int, ...] = (64, 256, 384)
+    widths: tuple[int, ...] = (64, 256, 320)
     whiten: bool = True  # else the first layer is learned, like all others
     muon: bool = True  # else SGD
     small: int = 24  # side of the images at the beginning; 0: none is made smaller

@@ -406,7 +406,7 @@ assert reached > 0.6 or DATA != "fashion-mnist"
 from utils import full_training
 
 full, _ = full_training.read()
-full = full[~full["run"].str.contains("record")]  # README's table has those
+full = full[~full["run"].str.contains("record")]  # lesson 7 has those
 lines = full[(full["run"] == "fashion-mnist") & (full["split"] != "test")]
 fig = plots.progress(lines.assign(run=lines["seed"]))
 fig.suptitle(f"fashion-mnist, all {experiments.FULL.epochs} epochs, n = {lines['seed'].nunique()} seeds", fontsize=11)
