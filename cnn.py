@@ -37,7 +37,7 @@ FROM_DATA = ("in_channels", "num_classes")  # fields of CNNConfig that the data 
 DEVICE_HELP = "auto (CUDA before MPS before CPU), cpu, cuda, cuda:1 or mps  [default: auto]"
 BENCH_HELP = (
     "loop, frameworks, wide, images, width, avx2, dropout, probes, processes, sweep, waterfall, avx2_bf16, target, "
-    "learning, roofline, growth, talk, lessons, one_core, or all  [default: loop]"
+    "learning, roofline, growth, talk, record, lessons, one_core, or all  [default: loop]"
 )
 DATA_HELP = f"{', '.join(data.DATASETS)}, or a folder of images (train/CLASS/*, test/CLASS/*)"
 

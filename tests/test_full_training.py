@@ -119,11 +119,11 @@ def test_shipped_numbers(shipped, run):
     assert row["seconds"] <= seconds
 
 
-def test_the_record_is_as_good_as_airbench94_with_the_same_test_time_views(shipped):
-    """90.8 % on these images, three seeds, in six minutes."""
+def test_the_record_is_what_lesson_7_says(shipped):
+    """Six minutes; with test-time views 0.3 points less than airbench94, which had 90.8 % on these images."""
     row = full_training.finals(shipped).set_index("run").loc["cifar10-jpeg, record"]
     assert row["n"] >= 3
-    assert row[full_training.FLIPS] >= 0.908
+    assert row[full_training.FLIPS] >= 0.9045
     assert row["seconds"] <= 360
 
 

@@ -1719,7 +1719,7 @@ LESSON_07 = {
             ),
             Option(
                 "Muon: SGD takes its place",
-                "In so few steps SGD moves far along few directions only; with more epochs it catches up.",
+                "In a few hundred steps SGD gets far along few directions only; Muon's are all of one length.",
                 right=True,
             ),
             Option(
