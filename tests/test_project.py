@@ -52,7 +52,7 @@ FLOORS = {
     "doctor": 6,
 }
 
-SIDEWAYS = {("train", "checkpoint")}
+SIDEWAYS = {("train", "checkpoint"), ("loops", "record")}
 
 
 def read(name: str) -> str:

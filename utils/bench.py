@@ -397,7 +397,6 @@ MEASUREMENTS = {
     "loop": measure_loop,
     "frameworks": measure_frameworks,
     "wide": measure_wide,
-    "record": measure_record,
     "images": measure_images,
     "width": measure_width,
     "avx2": measure_avx2,
@@ -412,6 +411,7 @@ MEASUREMENTS = {
     "roofline": measure_roofline,
     "growth": measure_growth,
     "talk": measure_talk,
+    "record": measure_record,
     "lessons": measure_lessons,
     "one_core": measure_one_core,
 }

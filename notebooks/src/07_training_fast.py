@@ -893,6 +893,7 @@ assert left_out["SGD instead of Muon"]["high"] < 0
 assert all(row["high"] > 0 for what, row in left_out.items() if "SGD" not in what), "three networks cannot tell"
 for what, row in left_out.items():
     print(f"{what:<26} {evidence.points(row, 2)}")
+by_idea = ", ".join(f"{what} {evidence.points(row, 2)}" for what, row in left_out.items())
 
 # %% [markdown]
 # Muon carries this record. Given as many epochs, SGD stays behind, and its interval is the only one that keeps clear of
@@ -1026,7 +1027,6 @@ by_tricks = ", ".join(f"{name} × {gains[name]:.2f}" for name in strong)
 points_of = {name: f"{cost.loc[f'accuracy by: {name}', 'median']:+.2f} points" for name in names}
 target = {name: f"× {said(row)}" for name, row in ratio.items()}
 of_peak = {kind: reach[kind] * 1e9 / roofs["bf16"].peak for kind in reach}
-by_idea = "; ".join(f"{what}: {evidence.points(row, 2)}" for what, row in left_out.items())
 twice = {what: f"{2**slope:.2f} times" for what, slope in slopes.items()}
 Markdown(f"""
 - **From the usual loop to the course's**: × {said(fall.loc["all tricks against none"])}, on {machine}. Taken away
@@ -1041,8 +1041,7 @@ Markdown(f"""
   Norms, ReLUs and pooling are {rest["flops"]:.1%} of the FLOPs and {rest["ms"]:.0%} of the time: they wait for memory.
 - **Growth**: twice the FLOPs by width take {twice["width"]} the time, by depth {twice["layers"]}, by larger images
   {twice["side of the image"]}.
-- **A record of our own**: {mean:.2f} % of CIFAR-10's test images (JPEG copies, n = {len(views)}) in
-  {seconds:.0f} s. {by_idea}.
+- **A record of our own**: {mean:.2f} % of CIFAR-10's JPEG copies in {seconds:.0f} s. An idea left out: {by_idea}.
 - **Talking** takes {1e6 * model.latency:.0f} µs an all-reduce, and a second for {1e-9 / model.per_byte:.1f} GB: that
   predicts a shared step to {abs(error):.0%}, and the talking in it to {abs(guessed / talking - 1):.0%}.
 """)
