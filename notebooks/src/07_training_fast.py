@@ -809,7 +809,7 @@ import torch.nn.functional as F
 from utils import muon, record
 
 fashion = data.load(progress=False)
-few = data.normalize(fashion.train.images[:5000], data.channel_stats(fashion.train.images))
+few = data.normalize(fashion.train.images[:1000], data.channel_stats(fashion.train.images))
 patches = few.unfold(2, 2, 1).unfold(3, 2, 1).reshape(-1, 4)  # patches × 4 pixels
 white = F.conv2d(few, record.whitening(few)[:4]).movedim(1, 3).reshape(-1, 4)  # patches × 4 filters
 for name, values in {"pixels of a patch": patches, "whitened": white}.items():
@@ -831,8 +831,8 @@ assert (moments.diagonal() - 1).abs().max() < 0.05
 
 # %%
 torch.manual_seed(0)
-begun = record.network(fashion, record.RecordConfig(widths=(32, 64, 64)), record.RECIPE)
-F.cross_entropy(begun(few[:500]), fashion.train.labels[:500]).backward()
+begun = record.network(fashion.take(1000), record.RecordConfig(widths=(32, 64, 64)), record.RECIPE)
+F.cross_entropy(begun(few[:200]), fashion.train.labels[:200]).backward()
 gradient = begun.blocks[4].weight.grad.flatten(1)  # 32×32×3×3 → 32×288
 u, s, vt = torch.linalg.svd(gradient, full_matrices=False)
 fig, ax = plt.subplots(figsize=(7.2, 2.9))
