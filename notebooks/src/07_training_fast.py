@@ -844,7 +844,7 @@ for steps, shade in {1: plots.SKY, 3: plots.BLUE, 5: plots.GREEN}.items():
     ax.plot(values, "o-", ms=4, color=shade, label=f"after {steps}, cosine to $UV^\\top$: {agree:.2f}")
 ax.set(yscale="log", xlabel="singular value, from the largest to the smallest", ylabel="size")
 ax.legend(loc="lower center", bbox_to_anchor=(0.45, 1), ncols=2)
-plots.save(fig, "07_muon", "Singular values of a gradient, falling off, and of Muon's steps: level after 3 rounds")
+plots.save(fig, "07_muon", "Singular values of a gradient, falling off, and of Muon's steps: level after 5 rounds")
 assert agree > 0.9
 print(f"condition number: {s.max() / s.min():,.0f} of the gradient, {values.max() / values.min():.1f} of the step")
 
