@@ -1715,7 +1715,7 @@ LESSON_07 = {
         (
             Option(
                 "the frozen first layer: one that learns takes its place",
-                "Within the few hundred steps of the run a layer of that size can learn what it needs.",
+                "It may cost something, but three networks cannot tell that from nothing.",
             ),
             Option(
                 "Muon: SGD takes its place",
@@ -1724,11 +1724,11 @@ LESSON_07 = {
             ),
             Option(
                 "flips that alternate: they come by chance",
-                "By chance an image is seen the same way twice in a row now and then. That is all that changes.",
+                "Now and then an image is seen the same way twice in a row. Three networks cannot tell what that costs.",
             ),
             Option(
-                "small images first: all are of one size",
-                "That costs time. More pixels are no loss to what is learned.",
+                "none of them: a network as wide learns as much without",
+                "One of the three intervals below lies apart from zero.",
             ),
         ),
     ),
