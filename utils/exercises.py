@@ -1724,7 +1724,7 @@ LESSON_07 = {
             ),
             Option(
                 "flips that alternate: they come by chance",
-                "Now and then an image is seen the same way twice in a row. Three networks cannot tell what that costs.",
+                "Now and then an image is seen the same way twice in a row. Three networks cannot tell its cost.",
             ),
             Option(
                 "none of them: a network as wide learns as much without",
