@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from utils import device
 from utils.muon import Muon, orthogonalized
 
 
@@ -24,6 +25,12 @@ def test_singular_vectors_stay_what_they_are():
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     turned = u.T @ orthogonalized(matrix, dtype=torch.float64) @ v.T  # diagonal, if the vectors are the same
     assert torch.allclose(turned, turned.diag().diag(), atol=1e-9)
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_products_are_in_bf16_only_where_the_machine_has_instructions_for_it(monkeypatch, native, expected):
+    monkeypatch.setattr(device, "cpu_multiplies_bf16", lambda: native)
+    assert orthogonalized(torch.randn(8, 20)).dtype == expected
 
 
 def trained(make, shape: tuple[int, ...], steps: int = 5) -> torch.Tensor:

@@ -6,22 +6,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils import device
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # steep at 0: small singular values grow fast, and end near 1, not at it
 
 
-def orthogonalized(matrix: Tensor, steps: int = 5, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def orthogonalized(matrix: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
     """Return M×N `matrix` with all singular values near 1 (0.7 to 1.2 by five steps): about U Vᵀ of its U S Vᵀ.
 
-    By `steps` Newton–Schulz iterations X ← aX + (bA + cA²)X with A = XXᵀ, all products of matrices in `dtype`.
+    By `steps` Newton–Schulz iterations X ← aX + (bA + cA²)X with A = XXᵀ, all products of matrices in `dtype`:
+    bf16 by default, whose few digits are enough here, or fp32 where the device has no instructions for bf16.
     """
     a, b, c = COEFFICIENTS
-    x = matrix.to(dtype)
+    x = matrix.to(dtype or fast_dtype(matrix.device))
     x = x.t() if matrix.shape[0] > matrix.shape[1] else x  # A is then the smaller square
     x = x / x.norm().clamp_min(1e-7)
     for _ in range(steps):
         square = x @ x.t()
         x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return x.t() if matrix.shape[0] > matrix.shape[1] else x
+
+
+def fast_dtype(where: torch.device) -> torch.dtype:
+    """Return bf16 if `where` multiplies it natively, else fp32: bf16 that is emulated takes many times as long."""
+    return torch.bfloat16 if device.pick_precision(where) == "bf16" else torch.float32
 
 
 class Muon(torch.optim.Optimizer):
