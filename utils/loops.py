@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from utils import data, device, files, kernels, parallel, probes, record, train
 from utils.model import CNN, CNNConfig, Stem
-from utils.muon import Muon
+from utils.muon import Muon, fast_dtype
 
 WIDE_IMAGE = (3, 32, 32)
 AIRBENCH94_EPOCHS = 8
@@ -279,8 +279,10 @@ def record_run(side: int, steps: int = 2) -> float:
 
 def airbench94_run(steps: int = 2) -> float:
     """Return the images per second of airbench94's steps as they are published, for a CPU: `wide_network` in plain
-    PyTorch, weights and images in bf16 (half precision there), batch norm in fp32, batches of 2,000, Muon; on noise."""
-    model = wide_network().to(torch.bfloat16, memory_format=torch.channels_last)
+    PyTorch, weights and images in bf16 (half precision there; fp32 on a CPU without instructions for bf16), batch norm
+    in fp32, batches of 2,000, Muon; on noise."""
+    dtype = fast_dtype(torch.device("cpu"))
+    model = wide_network().to(dtype, memory_format=torch.channels_last)
     model[0].weight.requires_grad = False  # it whitens
     for layer in model:
         if isinstance(layer, nn.BatchNorm2d):
@@ -288,7 +290,7 @@ def airbench94_run(steps: int = 2) -> float:
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     groups = [{"params": [w for w in trained if w.ndim == 4], "orthogonal": True, "normalized": True, "steps": 3}]
     optimizer = Muon([*groups, {"params": [w for w in trained if w.ndim != 4]}], record.RECIPE.lr)
-    images = torch.randn(record.RECIPE.batch_size, *WIDE_IMAGE).to(torch.bfloat16, memory_format=torch.channels_last)
+    images = torch.randn(record.RECIPE.batch_size, *WIDE_IMAGE).to(dtype, memory_format=torch.channels_last)
     labels, begin = torch.arange(len(images)) % 10, time.perf_counter()
     for _ in range(steps):
         F.cross_entropy(model(images), labels, label_smoothing=0.2).backward()
