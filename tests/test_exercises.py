@@ -334,6 +334,48 @@ def test_fifty_layers_refuse_other_changes(change, message):
         exercises.one_change(change)
 
 
+def an_epoch(model, optimizer, images, labels, val_images, val_labels, *, roll=0, loss_by=None, read=None):
+    """A right epoch for the exercise with five faults; the options are ways to cheat."""
+    losses = []
+    model.train()
+    for batch in torch.randperm(len(images)).split(16):
+        x = exercises.as_pixels(images[batch])
+        x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x)
+        loss = F.cross_entropy(model(x), labels.roll(roll)[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+        if read is not None:
+            read(losses[-1])
+    model.eval()
+    with torch.inference_mode():
+        right = (model(exercises.as_pixels(val_images)).argmax(1) == val_labels).float().mean()
+    return torch.stack(losses).mean() if loss_by is None else loss_by, right
+
+
+@pytest.mark.parametrize(
+    ("cheat", "said"),
+    [
+        ({"roll": 1}, "each image with its own label"),
+        ({"loss_by": 0.0}, "mean loss 0.000 returned"),
+        ({"loss_by": math.nan}, "mean loss nan returned"),
+        ({"read": lambda loss: float(loss.numpy())}, "Tensor.numpy was called while training"),
+        ({"read": np.asarray}, "Tensor.__array__ was called while training"),
+        ({"read": float}, "asks for a tensor's value as a Python number"),
+    ],
+)
+def test_faults_exercise_is_not_fooled(cheat, said, capsys):
+    assert exercises.check("07.faults", an_epoch)
+    assert not exercises.check("07.faults", partial(an_epoch, **cheat))
+    assert said in capsys.readouterr().out
+
+
+def test_an_answer_of_the_right_type_is_not_called_wrong_for_its_type(capsys):
+    assert not exercises.check("08.verdict", (3.1, 4.1, "supported"))
+    assert "type" not in capsys.readouterr().out.partition("Expected")[0]
+
+
 def test_hints_come_one_at_a_time_and_begin_again(number, capsys):
     for _ in range(3):
         exercises.hint(number)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, TypeVar
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -213,8 +214,10 @@ def as_numbers(value: Any) -> Tensor | None:
 def oddity(got: Any, wanted: Any) -> str:
     """Return a sentence on what is strange in a wrong result; it does not give the right one away."""
     a, b = as_numbers(got), as_numbers(wanted)
-    if a is None or b is None:
+    if (a is None or b is None) and type(got) is not type(wanted):
         return f"That is not it, it is of type {type(got).__name__}."
+    if a is None or b is None:
+        return "That is not it, and none of the usual mistakes either."
     if a.shape != b.shape:
         return f"That is not it: its shape is {tuple(a.shape)}."
     if not a.isfinite().all():
@@ -1521,7 +1524,7 @@ LESSON_06 = {
 FAULTS = {  # of a slow epoch, and what its check says about each
     "all pixels anew": "every step makes all training images float again, to use a few of them",
     "image by image": "the augmentation handles images one by one in Python",
-    "item": "every step asks for its loss as a Python number, and waits for it",
+    "item": "every step asks for a tensor's value as a Python number, and waits for it",
     "gradients": "validation keeps what only a backward pass would need",
     "one at a time": "validation sends its images through the network one at a time",
 }
@@ -1594,34 +1597,60 @@ def watched_epoch(epoch: Epoch) -> list[str]:
     images, labels = torch.randint(0, 256, (192, 1, 7, 7), dtype=torch.uint8), torch.randint(0, 3, (192,))
     val_images, val_labels = torch.randint(0, 256, (40, 1, 7, 7), dtype=torch.uint8), torch.randint(0, 3, (40,))
     model = nn.Sequential(nn.Flatten(), nn.Linear(49, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
-    calls: list[tuple[Tensor, bool, bool]] = []  # the images, train mode?, gradients?
-    model.register_forward_pre_hook(
-        lambda module, inputs: calls.append((inputs[0].detach().clone(), module.training, torch.is_grad_enabled()))
-    )
+    calls: list[tuple[Tensor, Tensor, bool, bool]] = []  # images, logits, train mode?, gradients?
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        kept = inputs[0].detach().clone(), logits.detach().clone()
+        calls.append((*kept, module.training, torch.is_grad_enabled()))
+
+    noted = model.register_forward_hook(note)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch, steps = Watched(images), []
     optimizer.register_step_post_hook(lambda *_: steps.append((watch.whole, watch.single, watch.numbers)))
-    with watch:
+    with watch, only_tensors(lambda: len(steps) < len(images) // FAULT_BATCH):
         result = epoch(model, optimizer, images, labels, val_images, val_labels)
-    seen, looked = ([call for call in calls if call[1] is training] for training in (True, False))
-    check_epoch([call[0] for call in seen], len(steps), images)
+    noted.remove()
+    seen, looked = ([call for call in calls if call[2] is training] for training in (True, False))
+    order = check_epoch([call[0] for call in seen], len(steps), images)
+    loss = F.cross_entropy(torch.cat([call[1] for call in seen]), labels[order]).item()
     model.eval()
     with torch.no_grad():
         accuracy = (model(as_pixels(val_images)).argmax(1) == val_labels).float().mean().item()
-    check_result(result, accuracy, sum(len(call[0]) for call in looked))
+    check_result(result, loss, accuracy, sum(len(call[0]) for call in looked))
     whole, single, numbers = steps[-1]  # up to the last step: what validation does is another matter
     found = {
         "all pixels anew": whole >= len(steps),
         "image by image": single >= len(images) // 4,
         "item": numbers >= len(steps) // 2,
-        "gradients": any(call[2] for call in looked),
+        "gradients": any(call[3] for call in looked),
         "one at a time": len(looked) >= len(val_images) // 2,
     }
     return [fault for fault, there in found.items() if there]
 
 
-def check_epoch(seen: list[Tensor], steps: int, images: Tensor) -> None:
-    """Raise ValueError unless the network saw every image once, normalized, about half of them mirrored, 16 a step."""
+@contextlib.contextmanager
+def only_tensors(training: Callable[[], bool]) -> Iterator[None]:
+    """Raise ValueError if a tensor is made a NumPy array while `training()`: what is done there, nobody can count."""
+
+    def refuse(name: str, function: Callable) -> Callable:
+        def refused(*args: Any, **kwargs: Any) -> Any:
+            if training():
+                raise ValueError(f"Tensor.{name} was called while training, and waits like .item(): keep to PyTorch")
+            return function(*args, **kwargs)
+
+        return refused
+
+    with contextlib.ExitStack() as stack:
+        for name in ("numpy", "__array__"):
+            stack.enter_context(mock.patch.object(Tensor, name, refuse(name, getattr(Tensor, name))))
+        yield
+
+
+def check_epoch(seen: list[Tensor], steps: int, images: Tensor) -> Tensor:
+    """Return which images the network saw, in order.
+
+    Raises ValueError unless it saw every image once, normalized, about half of them mirrored, 16 a step.
+    """
     if steps != len(images) // FAULT_BATCH or [len(batch) for batch in seen] != [FAULT_BATCH] * steps:
         raise ValueError(
             f"{steps} steps on {sum(map(len, seen))} images in train mode: expected {len(images) // FAULT_BATCH} on "
@@ -1636,14 +1665,17 @@ def check_epoch(seen: list[Tensor], steps: int, images: Tensor) -> None:
     mirrored = ((got - expected[order]) * ramp).sum((1, 2, 3)).abs() > 1e-2
     if not 0.2 < mirrored.float().mean() < 0.8:
         raise ValueError(f"{mirrored.float().mean():.0%} of the images were mirrored: expected about half, by chance")
+    return order
 
 
-def check_result(result: Any, accuracy: float, looked: int) -> None:
-    """Raise ValueError unless an epoch returned a loss and the accuracy of the network as it is now."""
+def check_result(result: Any, loss: float, accuracy: float, looked: int) -> None:
+    """Raise ValueError unless an epoch returned the mean loss of its steps and the accuracy of the network as it is."""
     if looked == 0:
         raise ValueError("no image was looked at in evaluation mode: expected model.eval() before validation")
-    loss, found = (float(value) for value in result)
-    if not math.isfinite(loss) or abs(found - accuracy) > 1e-3:
+    told, found = (float(value) for value in result)
+    if not abs(told - loss) < 1e-3:
+        raise ValueError(f"mean loss {told:.3f} returned: expected {loss:.3f}, of each image with its own label")
+    if not abs(found - accuracy) < 1e-3:
         raise ValueError(f"validation accuracy {found:.3f} returned: expected {accuracy:.3f}, of the trained network")
 
 
@@ -1666,23 +1698,23 @@ def roofline_share(*, a_multiply_add: int = 2, write: bool = True) -> float:
 LESSON_07 = {
     "07.where": Quiz(
         "The usual loop: a DataLoader that crops, flips and normalizes image by image, the network in fp32, and a loss "
-        "that is read with `.item()` at every step. On a CPU, without workers, where does most of the time go?",
+        "that is read with `.item()` at every step. On a CPU, without workers, what takes the most time?",
         (
             Option(
-                "into preparing the images",
-                "It takes its share, and more of it on a fast network; but convolutions take most.",
+                "preparing the images",
+                "It takes its share, and more of it on a fast network; but convolutions take more.",
             ),
             Option(
-                "into the convolutions, mostly their backward pass",
-                "Two products backward for each one forward: first by the weights, then by the input.",
+                "the convolutions, mostly their backward pass",
+                "Two products backward for each one forward: a gradient for the weights, and one for the input.",
                 right=True,
             ),
             Option(
-                "into `.item()`, which stops everything at every step",
+                "`.item()`, which stops everything at every step",
                 "It waits for what was asked for. A CPU has that done already; a GPU has not.",
             ),
             Option(
-                "into the optimizer, which touches every weight",
+                "the optimizer, which touches every weight",
                 "It does, once a step; a convolution touches every weight once for each place of each image.",
             ),
         ),
@@ -1693,11 +1725,11 @@ LESSON_07 = {
         (
             Option(
                 "80 times the time: work is work",
-                "So it would be if FLOPs were what both wait for; batch norm waits for memory.",
+                "So it would be if both waited for the multiplier; batch norm hardly multiplies.",
             ),
             Option(
                 "as much time, within a factor of ten",
-                "The convolution uses each value hundreds of times, and batch norm a few times: it waits for memory.",
+                "The convolution uses each value hundreds of times, batch norm a few times: moving it takes the time.",
                 right=True,
             ),
             Option(
@@ -1754,6 +1786,7 @@ LESSON_07 = {
             Mistake(roofline_share(write=False), "The output has to be written to memory, too."),
             Mistake(1.0, "That would take 20 FLOPs a byte, or more: count the bytes of input and output in fp32."),
             Mistake(roofline_share() * 800, "Asked for is the share of the peak, not the GFLOP/s."),
+            Mistake(100 * roofline_share(), "That is in percent: asked for is a number between 0 and 1."),
             Mistake(1 / roofline_share(), "Upside down: a share of the peak is at most 1."),
         ),
         hints=(
@@ -1823,6 +1856,8 @@ LESSON_08 = {
                 (*judged_pairs()[:2], "supported"), "Zero is outside of the interval, but the margin is half a point."
             ),
             Mistake(judged_pairs(quantile=1.96), "1.96 is the normal quantile: with seven pairs, t is larger."),
+            Mistake(judged_pairs(quantile=1.9432), "0.95 leaves 5 % on one side; 2.5 % on each side is 0.975."),
+            Mistake(judged_pairs(quantile=2.4469 * (6 / 7) ** 0.5), "NumPy's std() divides by n; ddof=1 is n − 1."),
             Mistake(judged_pairs(quantile=2.3646), "Seven differences leave six degrees of freedom, not seven."),
             Mistake(
                 judged_pairs(of_mean=False), "That is where single differences lie; their mean varies by 1/√n of it."
