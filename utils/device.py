@@ -124,7 +124,8 @@ def freed_memory_kept() -> Iterator[None]:
     """Let this process keep the memory that tensors free, for the next ones, while the block runs.
 
     By default glibc gives every large piece back to Linux, which clears it page by page when the next step asks for it
-    again: a good part of a training step on a CPU. See `man 3 mallopt`. Elsewhere this does nothing.
+    again. What that costs depends on the kernel: `python cnn.py bench waterfall` says. See `man 3 mallopt`. Elsewhere
+    this does nothing.
     """
     if platform.libc_ver()[0] != "glibc":
         yield

@@ -85,8 +85,8 @@ exercises.quiz("07.where")
 # Do not guess, measure: `torch.profiler` writes down every operation that PyTorch carries out, and how long it took by
 # itself, without those that it called. That is a list of about a hundred names. `costs.where_time_goes` puts each where
 # it belongs: an `aten::copy_` may be a part of the data, of a convolution or of batch norm, and what was called *around*
-# it tells. Two loops, a few steps of 128 images each, on your machine's CPU: the whole lesson measures that, even beside a
-# GPU, because the shipped rows are of one.
+# it tells. Two loops, a few steps of 128 images each, on your machine's CPU: the whole lesson measures that, even beside
+# a GPU, because the shipped rows are of one.
 
 # %%
 import os
@@ -153,8 +153,8 @@ assert profiles.loc["convolution, backward", "the usual loop"] > profiles.loc["c
 
 # %% [markdown]
 # Read it from the left. The backward pass of convolutions takes longer than their forward pass: it has to multiply twice,
-# for the gradient with respect to the weights and for the one with respect to the input. "Everything else" is the loss, the residual additions, the
-# head, Python between the operations, and the profiler's own work.
+# for the gradient with respect to the weights and for the one with respect to the input. "Everything else" is the loss,
+# the residual additions, the head, Python between the operations, and the profiler's own work.
 #
 # What shrinks from the upper bar to the lower one tells what the tricks are about. But a profile does not tell **what a
 # trick brings**: for that, switch it on.
@@ -293,9 +293,10 @@ for name in ("images in one tensor", "channels last"):
 # - **Some need each other.** Channels last brings more at the end, where bf16 is on, than in order, where it was not yet;
 #   and the own kernels act in bf16 only.
 # - **Some bring nothing here.** Lists of performance tips tell you to avoid `.item()` (so does [PyTorch's
-#   guide](https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html)). On a **GPU** it makes the CPU wait until
-#   all that was handed over is done, at every step. A CPU has done its work before it goes on, so there is nothing to wait
-#   for. It is a good habit; it is no trick for this machine. Nor do these rounds show a gain from memory that is kept.
+#   guide](https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html)). On a **GPU** it makes the CPU wait
+#   until all that was handed over is done, at every step. A CPU has done its work before it goes on, so there is nothing
+#   to wait for. It is a good habit; it is no trick for this machine. Nor do these rounds show a gain from memory that is
+#   kept.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -331,10 +332,10 @@ assert whole["median"] > 1.3
 #
 # ### Which cost accuracy?
 #
-# Tricks that change nothing but the order of sums, or of random numbers, cannot cost accuracy on average. bf16 rounds, own
-# kernels round otherwise, pooling before norm makes another network, and larger batches another recipe. So train pairs,
-# both of the same seed: the loop in batches of 128 with all tricks, against the same without one of them; and batches of
-# 512 against it. (The learning rate grows with the batch, in proportion: [Goyal et al.
+# Tricks that change nothing but the order of sums, or of random numbers, cannot cost accuracy on average. bf16 rounds,
+# own kernels round otherwise, pooling before norm makes another network, and larger batches another recipe. So train
+# pairs, both of the same seed: the loop in batches of 128 with all tricks, against the same without one of them; and
+# batches of 512 against it. (The learning rate grows with the batch, in proportion: [Goyal et al.
 # 2017](https://arxiv.org/abs/1706.02677).)
 
 # %%
@@ -417,9 +418,10 @@ assert ratio["batches of 512"]["max"] < 1, "images a second are not learning a s
 # ## Why: the roofline
 #
 # Why does batch norm, which calculates nearly nothing, take a quarter of a convolution's time? And which layers would a
-# faster multiplier help? A machine has two speeds. It can **calculate** so many FLOPs a second (the *peak*), and it can **move** so many
-# bytes a second from and to memory (the *bandwidth*). An operation that does $I$ FLOPs for each byte that it moves (its
-# *intensity*) cannot be faster than either allows ([Williams et al. 2009](https://doi.org/10.1145/1498765.1498785)):
+# faster multiplier help? A machine has two speeds. It can **calculate** so many FLOPs a second (the *peak*), and it can
+# **move** so many bytes a second from and to memory (the *bandwidth*). An operation that does $I$ FLOPs for each byte
+# that it moves (its *intensity*) cannot be faster than either allows ([Williams et al.
+# 2009](https://doi.org/10.1145/1498765.1498785)):
 #
 # $$\text{FLOP/s} \le \min(\text{peak},\; I \cdot \text{bandwidth})$$
 #
@@ -513,11 +515,11 @@ assert points.loc[points["kind"].isin(["batch norm", "activation", "pooling"]), 
 assert points.loc[block, "intensity"].min() > ridge
 
 # %% [markdown]
-# Norms, ReLUs and pooling stand left of the ridge, under the slope: no faster multiplier would help them. (Horace He calls
-# such layers *memory-bound*, in [Making deep learning go brrrr](https://horace.io/brrr_intro.html).) What helps is to move
-# fewer bytes: bf16 halves them, and pooling **before** the norm quarters what the first norm reads. The 3×3 convolutions of
-# the blocks stand right of the ridge, where the peak decides. (The stem's convolution, of one channel, and the 1×1
-# shortcuts use each value less often.)
+# Norms, ReLUs and pooling stand left of the ridge, under the slope: no faster multiplier would help them. (Horace He
+# calls such layers *memory-bound*, in [Making deep learning go brrrr](https://horace.io/brrr_intro.html).) What helps is
+# to move fewer bytes: bf16 halves them, and pooling **before** the norm quarters what the first norm reads. The 3×3
+# convolutions of the blocks stand right of the ridge, where the peak decides. (The stem's convolution, of one channel,
+# and the 1×1 shortcuts use each value less often.)
 #
 # But a roof is a limit, and no promise. How near does each kind come to the limit at its intensity?
 
@@ -530,14 +532,14 @@ assert near.loc["activation", "min"] > 2 * near.loc[["batch norm", "pooling"], "
 assert near.loc["convolution", "max"] > 1
 
 # %% [markdown]
-# ReLUs come near the slope: for them memory decides. Batch norm and pooling are at a third of it, or less. Batch norm passes
-# over its input more than once, since it has to know the mean before it can subtract it; what else slows these two down, a
-# roofline does not say.
+# ReLUs come near the slope: for them memory decides. Batch norm and pooling are at a third of it, or less. Batch norm
+# passes over its input more than once, since it has to know the mean before it can subtract it; what else slows these two
+# down, a roofline does not say.
 #
-# Some convolutions stand above the roof, which nothing can. The peak is what *one* large product reached. And the FLOPs are
-# those of the formula, products with the zeros of the padding included: on a map of 2×2 pixels these are 5 of 9, which the
-# course's own kernel leaves out, on one of 4×4 still 31 %. So these are shares of the formula's FLOPs, not of those that
-# were carried out.
+# Some convolutions stand above the roof, which nothing can. The peak is what *one* large product reached. And the FLOPs
+# are those of the formula, products with the zeros of the padding included: on a map of 2×2 pixels these are 5 of 9,
+# which the course's own kernel leaves out, on one of 4×4 still 31 %. So these are shares of the formula's FLOPs, not of
+# those that were carried out.
 #
 # ### Your machine
 #
@@ -596,10 +598,10 @@ print("rank correlation of FLOPs and time:", ", ".join(f"{value:.2f} ({name})" f
 print((100 * by_kind).map("{:.1f} %".format).rename(columns={"ms": "time"}).to_string())
 
 # %% [markdown]
-# Over all layers, FLOPs do order them, roughly: the expensive ones are convolutions, and those have most FLOPs. But that is
-# all they can do. Norms, ReLUs and pooling have next to no FLOPs and take a good part of the time. What they cost, FLOPs
-# cannot say, and bytes alone cannot either: compare the last two columns. And within one kind of layer a FLOP has no fixed
-# price (the convolution whose padding the own kernel leaves out is not compared):
+# Over all layers, FLOPs do order them, roughly: the expensive ones are convolutions, and those have most FLOPs. But that
+# is all they can do. Norms, ReLUs and pooling have next to no FLOPs and take a good part of the time. What they cost,
+# FLOPs cannot say, and bytes alone cannot either: compare the last two columns. And within one kind of layer a FLOP has
+# no fixed price (the convolution whose padding the own kernel leaves out is not compared):
 
 # %%
 cheap = [kind for kind in by_kind.index if kind not in ("convolution", "head")]
@@ -614,8 +616,8 @@ assert price.max() / price.min() > 3
 # %% [markdown]
 # ## How the cost grows
 #
-# Four things make training more expensive: more channels, more layers, larger images, more images. The first three against
-# their FLOPs: where a curve is flatter than the dashed line, time grows more slowly than the FLOPs do.
+# Four things make training more expensive: more channels, more layers, larger images, more images. The first three
+# against their FLOPs: where a curve is flatter than the dashed line, time grows more slowly than the FLOPs do.
 
 # %%
 from utils.model import CNN, CNNConfig
@@ -720,9 +722,10 @@ assert len(sizes) >= 8
 # %% [markdown]
 # Does the line predict a whole training step? A step of the course's network on two processes sends a message for each
 # batch norm on the way there (its statistics must be those of **all** images), one on the way back, then the gradient of
-# every weight, and at last the first process hands its statistics on. `costs.messages` lists them, the gradients as one message: in truth PyTorch sends them in a few pieces of
-# up to 25 MB, each of which costs $\alpha$ more. The rest of the step is calculating, and that is measured separately: the
-# same two processes, in the same round, but muted. Each takes its own numbers for those of all.
+# every weight, and at last the first process hands its statistics on. `costs.messages` lists them, the gradients as one
+# message: in truth PyTorch sends them in a few pieces of up to 25 MB, each of which costs $\alpha$ more. The rest of the
+# step is calculating, and that is measured separately: the same two processes, in the same round, but muted. Each takes
+# its own numbers for those of all.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -743,8 +746,8 @@ assert abs(error) < 0.25
 #
 # Now extrapolate, with the same model. In a ring of $p$ processes an all-reduce of $n$ bytes takes $2(p - 1)$ messages,
 # one after the other, of $n/p$ bytes each ([Thakur et al. 2005](https://doi.org/10.1177/1094342005051521); [Patarasuk &
-# Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002)). Between two that is two messages, which our $\alpha$ and $\beta$
-# are of; so the time is
+# Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002)). Between two that is two messages, which our $\alpha$ and
+# $\beta$ are of; so the time is
 #
 # $$T(n, p) = (p - 1)\,\alpha + \frac{2 (p - 1)}{p}\, \beta n$$
 #
@@ -801,9 +804,9 @@ for link in LINKS:
 assert efficiency(8, "NVLink")[0] > efficiency(8, "PCIe")[0] > efficiency(8, "10 Gbit Ethernet")[0]
 
 # %% [markdown]
-# With fewer images a GPU, there is less to calculate between two messages. Move the slider: how many images does each of 8
-# GPUs need so that with Ethernet it spends half of the time calculating? (It is between two of the slider's values. Compute
-# it: at half, talking takes as long as calculating.)
+# With fewer images a GPU, there is less to calculate between two messages. Move the slider: how many images does each of
+# 8 GPUs need so that with Ethernet it spends half of the time calculating? (It is between two of the slider's values.
+# Compute it: at half, talking takes as long as calculating.)
 
 # %%
 plots.explore(draw_scaling, "images a GPU", {f"{n}": n for n in (8, 16, 32, 64, 128, 256, 512)}, start="64")
@@ -815,10 +818,11 @@ plots.explore(draw_scaling, "images a GPU", {f"{n}": n for n in (8, 16, 32, 64, 
 # %% [markdown]
 # ## A record of our own
 #
-# So far: the same learning in less time. Now turn it round. **How much learning fits into a few minutes?** People race for
-# that, too: the least time to 94 % of CIFAR-10's test images. [airbench94](https://github.com/KellerJordan/cifar10-airbench)
-# (Jordan 2024) says 2.6 seconds, on one large GPU. What follows is a network after its ideas, for two cores: one more
-# `nn.Module`, in `utils/record.py`, that our loop trains like any other.
+# So far: the same learning in less time. Now turn it round. **How much learning fits into a few minutes?** People race
+# for that, too: the least time to 94 % of CIFAR-10's test images.
+# [airbench94](https://github.com/KellerJordan/cifar10-airbench) (Jordan 2024) says 2.6 seconds, on one large GPU. What
+# follows is a network after its ideas, for two cores: one more `nn.Module`, in `utils/record.py`, that our loop trains
+# like any other.
 #
 # | idea | why it might help | instead |
 # |---|---|---|
@@ -829,9 +833,9 @@ plots.explore(draw_scaling, "images a GPU", {f"{n}": n for n in (8, 16, 32, 64, 
 # | **small images first** (not airbench94's: [Howard 2018](https://www.fast.ai/posts/2018-04-30-dawnbench-fastai.html)) | fewer pixels are fewer FLOPs, and coarse forms can be learned from few | |
 #
 # **Whitening** you can check by hand. The layer has each filter twice, once with its sign turned, since the activation
-# that follows cuts off most of what is negative. What leaves the first half of the filters should have no correlation left
-# from channel to channel (lesson 01 has that picture for pixels), and a variance of 1. (All of it about zero: the mean of
-# normalized pixels is near it.)
+# that follows cuts off most of what is negative. What leaves the first half of the filters should have no correlation
+# left from channel to channel (lesson 01 has that picture for pixels), and a variance of 1. (All of it about zero: the
+# mean of normalized pixels is near it.)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -933,15 +937,15 @@ for what, row in left_out.items():
 by_idea = ", ".join(f"{what} {evidence.points(row, 2)}" for what, row in left_out.items())
 
 # %% [markdown]
-# Of the three, only leaving out Muon shows a loss: given as many epochs, SGD stays behind. (Its learning rate is converted
-# from the one that airbench94 had before Muon, for batches of 1,024; it was not tuned again here.) What the whitening layer
-# and the alternating flips bring, three networks cannot tell. That is not to say nothing: airbench94's author trained
-# hundreds of networks to see tenths of a point, and lesson 08 computes why.
+# Of the three, only leaving out Muon shows a loss: given as many epochs, SGD stays behind. (Its learning rate is
+# converted from the one that airbench94 had before Muon, for batches of 1,024; it was not tuned again here.) What the
+# whitening layer and the alternating flips bring, three networks cannot tell. That is not to say nothing: airbench94's
+# author trained hundreds of networks to see tenths of a point, and lesson 08 computes why.
 #
-# How fast is it, beside the original? Seconds depend on the machine, so `python cnn.py bench record` times both in turn: a
-# few steps of ours, and of airbench94's network, batch size and optimizer in plain PyTorch and bf16, from which it reckons
-# the seconds of a run. (So ours differ a little from those of the whole runs above.) These are seconds alone: what accuracy
-# airbench94 has on these JPEG copies is not measured here, and its 94 % are of the original pixels.
+# How fast is it, beside the original? Seconds depend on the machine, so `python cnn.py bench record` times both in turn:
+# a few steps of ours, and of airbench94's network, batch size and optimizer in plain PyTorch and bf16, from which it
+# reckons the seconds of a run. (So ours differ a little from those of the whole runs above.) These are seconds alone:
+# what accuracy airbench94 has on these JPEG copies is not measured here, and its 94 % are of the original pixels.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -959,8 +963,8 @@ assert against["min"] > 1
 # ## Your turn: five faults
 #
 # This loop works. It returns the mean loss of an epoch and the validation accuracy, and it has **five faults** that cost
-# time, here or on a GPU. Make a faster one that does the same work: every image once, in batches of 16, each mirrored with
-# a probability of one half.
+# time, here or on a GPU. Make a faster one that does the same work: every image once, in batches of 16, each mirrored
+# with a probability of one half.
 
 
 # %%
@@ -1094,8 +1098,8 @@ Markdown(f"""
 # given accuracy decide.
 #
 # **Sources.** Williams, Waterman & Patterson 2009, [Roofline: an insightful visual performance
-# model](https://doi.org/10.1145/1498765.1498785). McCalpin 1995, [STREAM: sustainable memory bandwidth in high performance
-# computers](https://www.cs.virginia.edu/stream/). Horace He 2022, [Making deep learning go brrrr from first
+# model](https://doi.org/10.1145/1498765.1498785). McCalpin 1995, [STREAM: sustainable memory bandwidth in high
+# performance computers](https://www.cs.virginia.edu/stream/). Horace He 2022, [Making deep learning go brrrr from first
 # principles](https://horace.io/brrr_intro.html). PyTorch, [Performance tuning
 # guide](https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html). Goyal et al. 2017, [Accurate, large
 # minibatch SGD](https://arxiv.org/abs/1706.02677). Thakur, Rabenseifner & Gropp 2005, [Optimization of collective
