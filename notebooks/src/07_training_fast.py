@@ -543,7 +543,7 @@ assert near.loc["convolution", "max"] > 1
 #
 # ### Your machine
 #
-# The same for the machine at hand, with a batch of 64. In grey, the points from above:
+# The same for the machine at hand, with a batch of 64. Filled and hollow as above; in grey, the points from there:
 
 # %%
 own_network, own_images, own_precision = costs.course_step(64)
@@ -558,8 +558,7 @@ fig, ax = plt.subplots(figsize=(7.2, 3.9))
 ax.scatter(points["intensity"], points["speed"] / 1e9, 34, color="0.7", label="shipped", zorder=0)
 draw_roof(ax, own, own_roofs, costs.bandwidth(2**20, 30))
 ax.legend(loc="lower right")
-title = f"your machine: {own_precision}, batch of 64; filled: forward, hollow: backward"
-ax.set_title(title, loc="left", fontsize=10)
+ax.set_title(f"your machine: {own_precision}, batch of 64", loc="left")
 plots.save(
     fig,
     "07_own_roofline",
