@@ -652,7 +652,9 @@ ax.plot(flops[middle] * np.array([0.2, 20]), times[middle] * np.array([0.2, 20])
 ax.set(xscale="log", yscale="log", xlabel="GFLOP an image and step", ylabel="µs an image")
 counts = [shipped[name]["n"].iloc[0] for name in ("width", "growth")]
 ax.legend(title=f"dashed: time ∝ FLOPs\nmedians, n = {counts[0]} (width), {counts[1]}")
-plots.save(fig, "07_growth", "Time an image against FLOPs as width, depth or image size grow: flatter than proportional")
+plots.save(
+    fig, "07_growth", "Time an image against FLOPs as width, depth or image size grow: flatter than proportional"
+)
 
 # %%
 # NBVAL_CHECK_OUTPUT
