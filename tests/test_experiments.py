@@ -1,5 +1,6 @@
 """The shipped evidence is that of today's code, edited rows are noticed, and the README says what the rows say."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 
 from utils import ablation, evidence, experiments, files, tables, train
+from utils.device import cpu_multiplies_bf16
 from utils.model import CNNConfig
 
 SHIPPED = files.ROOT / "results"
@@ -99,10 +101,21 @@ def test_readme_has_the_table_of_claims_that_the_rows_give(shipped):
 
 
 def test_other_hardware_gives_the_same_fingerprints(shipped):
-    """AVX2 in place of AVX512 and AMX: other kernels, which round otherwise."""
-    code = "from utils import experiments; print(experiments.stale('batchnorm'), experiments.stale('dropout'))"
+    """AVX2 in place of AVX512 and AMX: other kernels, which round otherwise; where rounding is amplified, too."""
+    names = "batchnorm", "dropout", "batch_size", "residual"
+    code = f"from utils import experiments; print(*(experiments.stale(name) for name in {names}))"
     flags = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
-    assert printed_by(code, files.ROOT, **flags) == "[] []"
+    assert printed_by(code, files.ROOT, **flags) == "[] [] [] []"
+
+
+def test_a_cpu_without_bf16_instructions_is_asked_for_fp32_alone(shipped, monkeypatch):
+    asked = []
+    monkeypatch.setattr(experiments, "fingerprints", lambda experiment, kinds: asked.append([*kinds]) or {"batch": {}})
+    for native in (True, False):
+        monkeypatch.setattr(experiments, "cpu_multiplies_bf16", lambda native=native: native)
+        with contextlib.suppress(KeyError):
+            experiments.stale("batchnorm")
+    assert asked == [["fp32", "bf16"], ["fp32"]]
 
 
 def printed_by(code: str, root: Path, **env: str) -> str:
@@ -122,7 +135,10 @@ def printed_by(code: str, root: Path, **env: str) -> str:
             'momentum: float = option(0.8, "Nest',
             "momentum: was 0.9, is 0.8",
         ),
-        ("kernels", "torch.maximum(left, right)", "torch.minimum(left, right)", "trains otherwise: losses were"),
+        pytest.param(
+            *("kernels", "torch.maximum(left, right)", "torch.minimum(left, right)", "trains otherwise: losses were"),
+            marks=pytest.mark.skipif(not cpu_multiplies_bf16(), reason="this kernel acts in bf16 alone"),
+        ),
     ],
     ids=["a comment", "a default", "a kernel"],
 )
@@ -194,6 +210,11 @@ def test_fingerprints_agree_within_the_tolerance_only():
     assert not experiments.agree(then, {"fp32": [2.01, 2.1], "bf16": [2.0, 2.1]})
     assert not experiments.agree(then, {"fp32": [2.0, 2.11], "bf16": [2.0, 2.1]})
     assert not experiments.agree(then, {"fp32": [2.0, 2.1], "bf16": [2.1, 2.1]})
+    assert experiments.agree(then, {"fp32": [2.001, 2.099]})
+    assert not experiments.agree(then, {"fp32": [2.01, 2.1]})
+    shaky = {"fp32": [2.0, 2.1], "bf16": [2.01, 2.1]}  # rounding is amplified: fp32 and bf16 differ by half a percent
+    assert experiments.agree(shaky, {"fp32": [2.025, 2.1]})
+    assert not experiments.agree(shaky, {"fp32": [2.035, 2.1]})
     chaotic = {"fp32": [2.0, 300.0], "bf16": [2.0, 5.0]}
     assert experiments.agree(chaotic, {"fp32": [2.0, 400.0], "bf16": [2.0, 5.0]})
 
