@@ -116,6 +116,30 @@ def test_runs_that_differ_in_the_seed_only_are_one_variant(tmp_path):
     pd.testing.assert_frame_equal(again.rows, found.rows)
 
 
+def test_runs_on_other_data_or_channels_are_variants_of_their_own_and_a_default_is_none(tmp_path):
+    own = (
+        {"data": "/a/photos", "channels": 3},
+        {"data": "/a/photos", "channels": 1},
+        {"data": "/b/photos", "channels": 1},
+    )
+    for number, settings in enumerate(own):
+        folder(tmp_path / f"own {number}", 0, 0.5 + 0.1 * number, **settings)
+    folder(tmp_path / "said", 0, 0.8, lr=train.Recipe().lr)
+    (found,) = compare.studies([tmp_path])
+    assert len(found.variants) == 4
+    assert "defaults" in found.variants
+    ends = compare.finals(found, "validation accuracy").iloc[0]
+    assert sorted(ends.tolist()) == pytest.approx([0.5, 0.6, 0.7, 0.8])
+
+
+def test_a_variant_may_have_any_name(tmp_path):
+    names = ["None", "NA", "0.10"]
+    write(tmp_path / "odd.csv", [row for name in names for row in rows_of(name, range(2))], names)
+    (found,) = compare.studies([tmp_path / "odd.csv"])
+    assert sorted(found.rows["variant"].unique()) == sorted(names)
+    assert "0.10" in compare.page([found])
+
+
 def test_curves_have_the_t_interval_and_the_chosen_axis(study):
     frame = compare.curves(study, "validation accuracy", "seconds")
     last = frame[(frame["variant"] == "a") & (frame["epoch"] == 2)].iloc[0]

@@ -109,6 +109,13 @@ def test_norms_and_activations_are_counted_by_hand():
     assert norm["flops"] == 7 * 2 * 32 * 14 * 14  # behind the pooling
 
 
+@pytest.mark.parametrize("change", [{"pool": "average"}, {"norm": "group"}, {"activation": "gelu"}])
+def test_layers_of_other_kinds_are_counted_by_their_bytes(change):
+    table = costs.layer_costs(CNN(CNNConfig(width=8, **change)), torch.randn(2, 1, 28, 28), "fp32")
+    assert (table["bytes"] > 0).all()
+    assert (table.loc[table["kind"] == "other", "flops"] == 0).all()
+
+
 def test_numbers_in_bf16_are_half_as_many_bytes():
     wide, narrow = (
         costs.layer_costs(CNN(CNNConfig()), torch.randn(2, 1, 28, 28), precision).set_index(["layer", "direction"])
@@ -169,4 +176,5 @@ def test_messages_of_a_step_are_those_of_its_norms_and_weights():
     sent = costs.messages(model)
     assert len(sent) == 2 * len(norms) + 2
     assert 4 * sum(weight.numel() for weight in model.parameters()) in sent
+    assert sum(buffer.nbytes for buffer in model.buffers()) in sent
     assert math.isclose(costs.step_seconds(0.1, model, Talk(1e-3, 0.0)), 0.1 + 1e-3 * len(sent))

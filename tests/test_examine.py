@@ -51,6 +51,18 @@ def test_probabilities_are_those_of_the_network_on_normalized_images():
     torch.testing.assert_close(examine.probabilities(model, images, STATS, batch=3), expected)
 
 
+def test_a_network_in_double_precision_is_examined_and_stays_one():
+    model, images = network(), pictures(3)
+    expected = examine.probabilities(model, images, STATS)
+    model = model.double()
+    assert torch.allclose(examine.probabilities(model, images, STATS).float(), expected, atol=1e-5)
+    assert examine.features(model, images, STATS).shape[0] == 3
+    assert examine.feature_maps(model, images[0], STATS)
+    assert examine.grad_cam(model, images, STATS).isfinite().all()
+    train.evaluate(model, data.Split(images, torch.zeros(3, dtype=torch.int64)), STATS, device="cpu")
+    assert next(model.parameters()).dtype == torch.float64
+
+
 def test_shifted_views_weigh_a_half_a_quarter_and_a_quarter():
     model, images = network(), pictures()
     height, width = images.shape[2:]

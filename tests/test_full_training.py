@@ -82,6 +82,16 @@ def test_more_seeds_of_a_plan_join_those_that_are_there(few, plan):
     assert full_training.read()[0]["seed"].tolist() == [0, 1]
 
 
+def test_other_images_of_the_same_name_leave_rows_and_network_alone(few):
+    full_training.measure(few, "full", [0], progress=False)
+    kept = checkpoint.load_model(full_training.folder())[1]
+    other = few.take(128)
+    rows = full_training.measure(other, "full", [0], progress=False)
+    assert set(rows["run"]) == {f"fashion-mnist, images {other.checksum[:6]}"}
+    assert set(full_training.read()[0]["run"]) == {"fashion-mnist", *rows["run"]}
+    assert checkpoint.load_model(full_training.folder())[1] == kept
+
+
 def test_edited_rows_are_refused(few):
     full_training.measure(few, "full", [0], progress=False)
     path = files.results_dir() / "full_training.csv"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils import data, record, train
+from utils import checkpoint, data, record, train
 from utils.data import ImageData, Split
 from utils.record import RecordConfig
 
@@ -75,6 +75,49 @@ def test_images_are_smaller_for_the_first_steps_of_training_only(colours):
     net.whiten.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0].shape[2]))
     train.fit(net, colours, RECIPE, progress=False, optimizer=record.optimizer)
     assert seen == [16] * 6 + [32] + [32] * 6 + [32]  # after each epoch of six, the validation images as they are
+
+
+def with_sides(images: ImageData, height: int, width: int) -> ImageData:
+    """The images cut to so many pixels, or repeated where they have not so many."""
+    cut = [
+        Split(split.images.repeat(1, 1, 2, 2)[:, :, :height, :width], split.labels)
+        for split in (images.train, images.validation)
+    ]
+    return replace(images, train=cut[0], validation=cut[1])
+
+
+@pytest.mark.parametrize(("height", "width", "first"), [(20, 40, (16, 32)), (16, 16, (16, 16)), (12, 12, (12, 12))])
+def test_images_are_made_smaller_and_never_larger_nor_squeezed(colours, height, width, first):
+    images, seen = with_sides(colours, height, width), []
+    net = record.network(images, replace(SMALL, small=16, small_share=1.0), RECIPE)
+    net.whiten.register_forward_hook(lambda _, inputs, out: seen.append(tuple(inputs[0].shape[2:])))
+    train.fit(net, images, replace(RECIPE, epochs=1), progress=False, optimizer=record.optimizer)
+    assert set(seen[:6]) == {first}
+
+
+def test_images_that_are_too_small_are_named_with_the_remedy(colours):
+    with pytest.raises(ValueError, match=r"8×8 pixels: .* takes 9×9 or more; enlarge them \(--size 9\)"):
+        record.network(with_sides(colours, 8, 8), SMALL, RECIPE)
+    for small in (6, -4):
+        with pytest.raises(ValueError, match=f"small={small}: expected at least 9 pixels, or 0"):
+            record.network(colours, replace(SMALL, small=small), RECIPE)
+    record.network(with_sides(colours, 9, 9), replace(SMALL, small=9), RECIPE)(torch.rand(2, 3, 9, 9))
+
+
+def test_batches_in_parts_are_small_for_as_many_steps(colours):
+    seen, recipe = [], replace(RECIPE, accumulate=5)  # six batches an epoch, in five parts each
+    net = record.network(colours, replace(SMALL, small=16, small_share=0.5), recipe)
+    net.whiten.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0].shape[2]))
+    train.fit(net, colours, recipe, progress=False, optimizer=record.optimizer)
+    assert seen.count(16) == 5 * 6
+
+
+@pytest.mark.parametrize("change", [{"muon": False}, {"small": 0}, {"whiten": False}])
+def test_resume_refuses_another_network_of_the_same_kind(colours, change, tmp_path):
+    train.fit(record.network(colours, SMALL, RECIPE), colours, RECIPE, out=tmp_path, progress=False)
+    other = record.network(colours, replace(SMALL, **change), RECIPE)
+    with pytest.raises(checkpoint.CheckpointError, match=f"network.{next(iter(change))} was"):
+        train.fit(other, colours, RECIPE, out=tmp_path, resume=True, progress=False)
 
 
 def test_it_resumes_at_the_size_it_was_at(colours):

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import multiprocessing
 import os
 import shutil
@@ -17,6 +18,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import joblib
 import pandas as pd
@@ -43,10 +45,13 @@ def speed(names: Sequence[str] = ("loop",), rounds: int = 5, images: int = 12_28
     training images. Returns the rows. Raises ValueError for an unknown name, for fewer than one round or than one batch
     of images, and ModuleNotFoundError for "frameworks" without the packages of requirements-bench.txt.
     """
-    names = list(MEASUREMENTS) if "all" in names else names
+    pinned = hasattr(os, "sched_setaffinity")  # Linux alone keeps a process to some cores
+    names = [name for name in MEASUREMENTS if pinned or name != "one_core"] if "all" in names else names
     unknown = [name for name in names if name not in MEASUREMENTS]
     if unknown:
         raise ValueError(f"unknown measurement {unknown[0]!r}: choose from all, {', '.join(MEASUREMENTS)}")
+    if "one_core" in names and not pinned:
+        raise ValueError("measurement 'one_core' needs Linux, where a process can be kept to one core: leave it out")
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: expected at least 1")
     if images < train.Recipe.batch_size:
@@ -142,7 +147,7 @@ def measure_record(rounds: int, images: int) -> list[Row]:
     """
     config, recipe = record.RecordConfig(), record.RECIPE
     seen = 50_000 // recipe.batch_size * recipe.batch_size  # images of an epoch
-    with own_process() as process, own_process() as plain:
+    with own_process(CPU) as process, own_process(CPU) as plain:  # airbench94_run is for a CPU
         turns = {
             "small": call(process, loops.record_run, config.small),
             "whole": call(process, loops.record_run, loops.WIDE_IMAGE[1]),
@@ -317,9 +322,11 @@ def measure_learning(rounds: int, images: int) -> list[Row]:
 def measure_roofline(rounds: int, images: int) -> list[Row]:
     """What the CPU can do, and the time of each layer of the network on a batch, forward and backward."""
     with own_process(CPU) as process:
+        native = call(process, cpu_precision)() == "bf16"
+        sides = {"fp32": None, "bf16": None if native else 512}  # a large product in emulated bf16 takes minutes
         turns = {
             "layers": call(process, costs.course_layer_seconds),
-            **{p: call(process, loops.matmul_peak, torch.device("cpu"), p) for p in ("fp32", "bf16")},
+            **{p: call(process, loops.matmul_peak, torch.device("cpu"), p, side=side) for p, side in sides.items()},
             "memory": call(process, costs.bandwidth),
             "cache": call(process, costs.bandwidth, 2**20, 50),
         }
@@ -327,7 +334,7 @@ def measure_roofline(rounds: int, images: int) -> list[Row]:
     rows = pd.concat(measured["layers"])
     layers = rows.groupby(["layer", "direction"], sort=False)["seconds"]
     return [
-        *(row(f"peak of the {p} matrix product", "GFLOP/s", [x / 1e9 for x in measured[p]]) for p in ("fp32", "bf16")),
+        *(row(f"peak of the {p} matrix product", "GFLOP/s", [x / 1e9 for x in measured[p]]) for p in sides),
         *(row(f"{what} bandwidth", "GB/s", [x / 1e9 for x in measured[what]]) for what in ("memory", "cache")),
         *(row(f"{layer}, {direction}", "ms", list(1e3 * x)) for (layer, direction), x in layers),
     ]
@@ -389,7 +396,8 @@ def measure_sweep(rounds: int, images: int) -> list[Row]:
         ablation.run("bench", CNNConfig(width=16), variants, recipe, range(2 * cores), jobs=jobs, **options)
         return time.perf_counter() - begin
 
-    measured = interleave({"one": partial(seconds, 1), "all": partial(seconds, cores)}, rounds)
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, CNN_CACHE_DIR=folder):
+        measured = interleave({"one": partial(seconds, 1), "all": partial(seconds, cores)}, rounds)
     return [row("a sweep, one process a core against one process", "×", ratios(measured["one"], measured["all"]))]
 
 
@@ -499,7 +507,7 @@ def execution_of(lesson: Path, environment: Mapping[str, str] = CPU, cores: int 
         command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", folder]
         with own_process(environment | own) as process:
             if cores:
-                call(process, os.sched_setaffinity, 0, range(cores))()
+                call(process, os.sched_setaffinity, 0, sorted(os.sched_getaffinity(0))[:cores])()
             begin = time.perf_counter()
             call(process, subprocess.run, [*command, str(lesson)], check=True, capture_output=True)()
             return time.perf_counter() - begin, call(process, peak_memory, of_children=True)()
@@ -533,12 +541,15 @@ def row(what: str, unit: str, values: list[float]) -> dict[str, object]:
     }
 
 
-def peak_memory(of_children: bool = False) -> int:
-    """Return the largest resident memory of this process so far, or of one that it started and waited for, in bytes."""
+def peak_memory(of_children: bool = False) -> float:
+    """Return the largest resident memory of this process so far, or of one that it started and waited for, in bytes.
+
+    NaN for the latter on Windows, which tells nothing of a process that has ended.
+    """
     try:
         import resource  # not on Windows, where psutil knows the peak
     except ImportError:
-        return psutil.Process().memory_info().peak_wset
+        return math.nan if of_children else psutil.Process().memory_info().peak_wset
     who = resource.RUSAGE_CHILDREN if of_children else resource.RUSAGE_SELF
     return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

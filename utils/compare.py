@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,8 @@ def of_runs(folders: Sequence[Path]) -> Study:
         given = read_record(folder / SETTINGS, remedy) if (folder / SETTINGS).exists() else {}
         seed = given.pop("seed", 0)
         variant = named(given) or "defaults"
+        if settings.get(variant, given).get("data") != given.get("data"):  # two folders of one name
+            variant = variant.replace(f"data {Path(given['data']).name}", f"data {given['data']}")
         settings[variant] = {**defaults(), **given}
         history, _ = read_table(folder / HISTORY, remedy, ablation.ROWS, by_hand=True)
         frames.append(history.assign(experiment="runs", variant=variant, lr=settings[variant]["lr"], seed=seed))
@@ -163,8 +165,8 @@ def defaults() -> dict[str, Any]:
 
 def named(given: Mapping[str, Any]) -> str:
     """Return a name made of the settings that decide what is learned, "norm none, lr 0.1"."""
-    known = [option.name for config in (CNNConfig, Recipe) for option in fields(config)]
-    decide = {name: value for name, value in given.items() if name in [*known, "data", "images", "size"]}
+    usual = {**defaults(), "data": "fashion-mnist", "images": None, "size": None, "channels": None}
+    decide = {name: value for name, value in given.items() if name in usual and value != usual[name]}
     return ", ".join(f"{name} {Path(str(value)).name if name == 'data' else value}" for name, value in decide.items())
 
 
@@ -283,7 +285,7 @@ def draw_curves(
     ax: Axes, frame: pd.DataFrame, shown: Mapping[str, tuple], variants: Sequence[str], metric: str
 ) -> None:
     """Draw the curves of `variants` in a frame of `curves`, named in a legend beside them."""
-    factor = plots.scale_of(metric)
+    factor, frame = plots.scale_of(metric), frame[frame["variant"].isin(variants)]
     for variant in variants:
         mine, (shade, dash) = frame[frame["variant"] == variant], shown[variant]
         x, y, half = mine["x"], factor * mine["mean"], factor * mine["half"]

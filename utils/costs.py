@@ -50,7 +50,7 @@ def where_time_goes(batches: Iterable[tuple[Tensor, Tensor]], step: Callable[[Te
     """
     batches = iter(batches)
     step(*next(batches))
-    steps, begin = 0, time.perf_counter()
+    steps = 0
     with silent_stderr(), profile(activities=[ProfilerActivity.CPU]) as profiler:
         begin = time.perf_counter()
         while True:
@@ -163,7 +163,8 @@ def layer_costs(model: nn.Module, images: Tensor, precision: str) -> pd.DataFram
     """Return FLOPs and bytes of each layer of `model`, forward and backward, for these images N×C×H×W.
 
     Bytes are those that have to pass at least: of all that comes in and goes out, once each, weights included. FLOPs
-    are 2 × multiply-adds as torch.utils.flop_counter has them, those of norms, activations and pooling `BY_HAND`.
+    are 2 × multiply-adds as torch.utils.flop_counter has them, those of norms, activations and pooling `BY_HAND`; of
+    any other kind of layer ("other") none are counted.
     """
     inputs, rows = inputs_of(model, images, precision), []
     for name, layer in probes.layers(model).items():
@@ -173,7 +174,7 @@ def layer_costs(model: nn.Module, images: Tensor, precision: str) -> pd.DataFram
         weights = sum(weight.numel() * x.element_size() for weight in layer.parameters())
         sizes = {"forward": x.nbytes + weights + out.nbytes}
         sizes["backward"] = sizes["forward"] + weights + x.nbytes * needs_gradient
-        kind = next(word for base, word in KINDS.items() if isinstance(layer, base))
+        kind = next((word for base, word in KINDS.items() if isinstance(layer, base)), "other")
         for direction, flops in zip(sizes, layer_flops(layer, x, needs_gradient), strict=True):
             rows.append((name, kind, direction, flops, sizes[direction]))
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -272,7 +273,7 @@ def messages(model: nn.Module) -> list[int]:
     """
     channels = [layer.num_features for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     gradients = 4 * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    statistics = 4 * sum(value.numel() for value in model.buffers())
+    statistics = sum(value.nbytes for value in model.buffers())
     return [4 * 3 * c for c in channels] + [4 * 2 * c for c in channels] + [gradients, statistics]
 
 

@@ -28,17 +28,19 @@ def pick(name: str = "auto") -> torch.device:
 
     Raises ValueError if there is no such device on this machine.
     """
-    name = os.environ.get("CNN_DEVICE", name) if name == "auto" else name
+    chosen = (os.environ.get("CNN_DEVICE") or "auto") if name == "auto" else name
+    by = " (the environment variable CNN_DEVICE)" if chosen != name else ""
+    name = chosen
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in have.items() if there)
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-    kind, _, index = str(name).partition(":")
-    count = torch.cuda.device_count() if kind == "cuda" else 1
-    if not have.get(kind) or (index and not (index.isdigit() and int(index) < count)):
+    kind, colon, index = str(name).partition(":")
+    places = range(torch.cuda.device_count() if kind == "cuda" else 1)
+    if not have.get(kind) or (colon and index not in map(str, places)):
         there = ", ".join(kind for kind, is_there in have.items() if is_there)
-        raise ValueError(f"device {str(name)!r} is not on this machine: choose auto or one of {there}")
+        raise ValueError(f"device {str(name)!r}{by} is not on this machine: choose auto or one of {there}")
     return torch.device(name)
 
 

@@ -76,15 +76,17 @@ def measure(
 ) -> pd.DataFrame:
     """Train the network of one of `PLANS` on `images` with each of `seeds`; return the rows of these runs: COLUMNS.
 
-    Each run is written to results/ as it ends, in the place of those that the same data had with another recipe or on
-    another machine. Raises what `train.fit` and `ImageData.read_test` raise, ValueError for an unknown plan.
+    Each run is written to results/ as it ends, in the place of those that the same images had with another recipe or on
+    another machine; other images of the same name (another --size) get the beginning of their checksum into the name of
+    their runs. Raises what `train.fit` and `ImageData.read_test` raise, ValueError for an unknown plan.
     """
     if plan not in PLANS:
         raise ValueError(f"unknown plan {plan!r}: choose one of {', '.join(PLANS)}")
     name = images.name if plan == "full" else f"{images.name}, {plan}"
     images = images.join_validation() if PLANS[plan].join else images
-    if exists():
-        read()  # rows that are damaged are told before the training, not after it
+    known = read()[1]["runs"] if exists() else {}  # rows that are damaged are told before the training, not after it
+    if name in known and known[name]["data"]["checksum"] != images.checksum:
+        name = f"{name}, images {images.checksum[:6]}"
     for seed in seeds:
         seeded = replace(PLANS[plan], recipe=replace(PLANS[plan].recipe, seed=seed))
         model, history = train_once(images, seeded, f"python cnn.py full, plan {plan}, seed {seed}", progress)

@@ -23,7 +23,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        on_cpu = x.device.type == "cpu"
+        on_cpu = x.device.type == "cpu" and x.ndim == 4
         product = self.faster_product(x) if on_cpu and dtype == torch.bfloat16 else None
         pixelwise = self.kernel_size == (1, 1) and self.padding == (0, 0)
         if product is None and on_cpu and pixelwise and self.in_channels < FEW:

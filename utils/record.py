@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils import data, kernels
+from utils import data, device, kernels
 from utils.data import ImageData
 from utils.muon import Muon
 from utils.train import Recipe
@@ -50,7 +50,8 @@ class RecordNet(nn.Module):
     """N×C×H×W images to N×num_classes logits, by wide convolutions of stride 1.
 
     2×2 whitening → GELU, then for each width conv → pool → norm → GELU → conv → norm → GELU, and a linear head. While
-    training it makes the images of the first `small_steps` batches smaller, to `config.small` pixels a side.
+    training it makes the images of the first `small_steps` batches smaller: their shorter side `config.small` pixels,
+    where that is longer.
     """
 
     def __init__(self, in_channels: int, num_classes: int, config: RecordConfig, small_steps: int = 0) -> None:
@@ -69,10 +70,11 @@ class RecordNet(nn.Module):
         nn.init.normal_(self.head.weight)  # for logits divided by their number of inputs
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.training and self.step < self.small_steps:
-            size = (self.config.small, self.config.small)
+        scale = self.config.small / min(images.shape[2:])
+        if self.training and scale < 1 and self.step < self.small_steps:
+            size = [round(scale * side) for side in images.shape[2:]]
             smaller = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
-            images = smaller.to(images.dtype, memory_format=torch.channels_last)
+            images = smaller.to(images.dtype, memory_format=device.memory_format(images.device))
         self.step += self.training
         maps = self.blocks(F.gelu(self.whiten(images)))  # N×W×h×w
         return self.head(maps.amax((2, 3))) / self.head.in_features
@@ -93,9 +95,18 @@ def norm(channels: int) -> nn.BatchNorm2d:
 
 
 def network(images: ImageData, config: RecordConfig, recipe: Recipe) -> RecordNet:
-    """Return the network for `images`, its first layer whitening their 2×2 patches; draws from torch's generator."""
-    steps = recipe.epochs * (len(images.train) // recipe.batch_size)
-    net = RecordNet(images.in_channels, images.num_classes, config, round(config.small_share * steps))
+    """Return the network for `images`, its first layer whitening their 2×2 patches; draws from torch's generator.
+
+    Raises ValueError for images that are too small to be halved once a width, also when they are made smaller.
+    """
+    least, (height, width) = 2 ** len(config.widths) + 1, images.image_size
+    if min(height, width) < least:
+        what = f"images of {height}×{width} pixels: the record's network takes {least}×{least} or more"
+        raise ValueError(f"{what}; enlarge them (--size {least})")
+    if config.small and config.small < least:
+        raise ValueError(f"small={config.small}: expected at least {least} pixels, or 0: no image is made smaller")
+    steps = round(config.small_share * recipe.epochs * (len(images.train) // recipe.batch_size))
+    net = RecordNet(images.in_channels, images.num_classes, config, steps * recipe.accumulate)
     if config.whiten:
         stats = data.input_stats(images.train.images, recipe.input_norm)
         some = images.train.images[:: max(1, len(images.train) // WHITENED)]  # a folder comes sorted by class
@@ -106,14 +117,18 @@ def network(images: ImageData, config: RecordConfig, recipe: Recipe) -> RecordNe
 
 
 def whitening(images: Tensor, size: int = 2, eps: float = 5e-4) -> Tensor:
-    """Return the 2K×C×size×size filters whose first K outputs on N×C×H×W `images` are uncorrelated, of variance 1.
+    """Return the 2K×C×size×size filters whose first K outputs on N×C×H×W `images`, of mean 0 as the data set
+    normalized has it, are uncorrelated, of variance 1.
 
     K = C·size². They are the principal directions of the patches, each divided by the root of its variance (plus
     `eps`), and the same with the sign turned, since an activation follows that cuts off negative values.
     """
-    patches = images.unfold(2, size, 1).unfold(3, size, 1)  # N×C×h×w×size×size
-    rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * size**2).double()  # patches × K
-    variances, directions = torch.linalg.eigh(rows.t() @ rows / len(rows))
+    total, count = 0.0, 0
+    for part in images.split(500):  # all patches at once would be 100 times the bytes of the pixels
+        patches = part.unfold(2, size, 1).unfold(3, size, 1)  # n×C×h×w×size×size
+        rows = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, images.shape[1] * size**2).double()  # patches × K
+        total, count = total + rows.t() @ rows, count + len(rows)
+    variances, directions = torch.linalg.eigh(total / count)
     filters = (directions / (variances + eps).sqrt()).t().reshape(-1, images.shape[1], size, size)
     return torch.cat([filters, -filters]).float()
 

@@ -1,9 +1,10 @@
 """The training loop: one for the whole course, for any network that maps N×C×H×W images to logits."""
 
+import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,9 @@ def fit(
     stateful = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler} | (
         {"ema": ema} if ema else {}
     )
-    network = asdict(model.config) if isinstance(model, CNN) else {"type": type(model).__name__}
+    settings = asdict(model.config) if is_dataclass(getattr(model, "config", None)) else {}
+    settings = json.loads(json.dumps(settings))  # as they are read again: lists, not tuples
+    network = settings if isinstance(model, CNN) else {"type": type(model).__name__} | settings
     identity = {
         "recipe": asdict(recipe),
         "network": network,
@@ -287,9 +290,12 @@ def evaluate(
 ) -> dict[str, float]:
     """Return "loss" (mean cross-entropy) and "accuracy" (correct / total) of `model` on `split`, in eval mode.
 
-    When `shared`, the processes of a run look at a part each; all of them must call it then.
+    `model` is brought to `device` and `precision`; "auto" leaves float64 weights what they are. When `shared`, the
+    processes of a run look at a part each; all of them must call it then.
     """
     where = devices.pick(device)
+    if precision == "auto" and next(model.parameters()).dtype == torch.float64:
+        precision = "fp64"
     precision = devices.pick_precision(where, precision)
     model.to(where, devices.weight_dtype(precision))
     was_training = model.training

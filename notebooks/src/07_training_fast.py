@@ -449,7 +449,8 @@ assert roofs["bf16"].ridge > roofs["fp32"].ridge
 # %%
 # NBVAL_CHECK_OUTPUT
 torch.manual_seed(0)
-layers = costs.layer_costs(*costs.course_step(512)[:2], "bf16").set_index(["layer", "direction"])
+network, batch, _ = costs.course_step(512)
+layers = costs.layer_costs(network, batch.bfloat16(), "bf16").set_index(["layer", "direction"])
 conv, norm = (layers.loc[f"layers.0.0.{name}", "forward"] for name in ("conv1", "norm1"))
 by_hand = 2 * 512 * 14 * 14 * 32 * 32 * 9  # a multiply-add is two FLOPs
 assert conv["flops"] == by_hand
