@@ -260,6 +260,15 @@ def test_figure_draws_the_chosen_variants_and_their_differences(study):
     assert len(compare.closed(fig).axes) == 2
 
 
+def test_the_axis_of_an_accuracy_ends_at_what_one_can_be(tmp_path):
+    write(tmp_path / "own.csv", rows_of("a", range(2), 0.2))  # 0.8 and 0.83: the t interval goes beyond 1
+    (found,) = compare.studies([tmp_path / "own.csv"])
+    top = compare.figure(found, "validation accuracy", ["a"], "a").axes[0]
+    low, high = top.get_ylim()
+    assert -1 <= low < high <= 101
+    assert max(path.vertices[:, 1].max() for path in top.collections[0].get_paths()) > 101
+
+
 def test_exports_are_written_whole(study, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "ROOT", tmp_path)
     paths = [
