@@ -26,7 +26,7 @@ FLOORS = {
     "device": 0,
     "widgets": 0,
     "kernels": 0,
-    "muon": 0,
+    "muon": 1,
     "parallel": 0,
     "cluster": 0,
     "data": 1,

@@ -1160,6 +1160,8 @@ by_layer = "; ".join(f"{layer}: {points(each)}" for layer, each in faithful.item
 corrupted = "; ".join(f"{kind} {points(bought[kind])}" for kind in examine.CORRUPTIONS)
 flipped = "; ".join(f"{run} {points(row, 2)}" for run, row in twice.items())
 on_corrupted = "; ".join(f"{points(row)} on {name}" for name, row in smoothing.items())
+
+# %%
 Markdown(f"""
 **How good does it get?** Everything together, with no test-time tricks:
 

@@ -1072,6 +1072,8 @@ points_of = {name: f"{cost.loc[f'accuracy by: {name}', 'median']:+.2f} points" f
 target = {name: f"× {said(row)}" for name, row in ratio.items()}
 of_peak = {kind: reach[kind] * 1e9 / roofs["bf16"].peak for kind in reach}
 twice = {what: f"{2**slope:.2f} times" for what, slope in slopes.items()}
+
+# %%
 Markdown(f"""
 - **From the usual loop to the course's**: × {said(fall.loc["all tricks against none"])}, on {machine}. Taken away
   from the end, one by one: {by_tricks}.

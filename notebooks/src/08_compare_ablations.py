@@ -200,6 +200,9 @@ plots.save(
     "08_seeds",
     "Stacked bars of verdicts against the number of seeds: with two most are inconclusive, with more a minority",
 )
+
+# %%
+# NBVAL_CHECK_OUTPUT
 open_ = (judged == "inconclusive").sum()
 changed = judged.ne(judged[10], axis=0).sum()
 undone = ((judged[9] != "inconclusive") & (judged[10] == "inconclusive")).sum()
