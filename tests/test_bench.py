@@ -70,6 +70,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(loops, "course", course)
     monkeypatch.setattr(loops, "command", lambda runner, _: 6000.0 if len(runner) > 1 else 5000.0)
     monkeypatch.setattr(bench, "memory_of_a_run", lambda: 1e9)
+    monkeypatch.setattr(bench, "multiplies_bf16", lambda: True)
     monkeypatch.setattr(loops, "with_tricks", lambda tricks, *_: 1000.0 * (1 + changed(tricks)))
     monkeypatch.setattr(loops, "seconds_to", lambda _, tricks, *__: (2.0, 9000) if tricks.in_memory else (8.0, 18000))
     monkeypatch.setattr(loops, "learned", lambda tricks, seed, _: 0.8 + 0.01 * seed + 0.002 * (not tricks.bf16))
@@ -90,6 +91,15 @@ def pretended(monkeypatch):
     monkeypatch.setattr(frameworks, "check_installed", lambda: None)
     for name in ("lightning_speed", "fastai_speed", "lightning_best_speed", "fastai_best_speed"):
         monkeypatch.setattr(frameworks, name, lambda *_: 2000.0)
+
+
+def test_without_instructions_for_bf16_no_loop_takes_it_but_the_one_that_measures_that(pretended, monkeypatch):
+    monkeypatch.setattr(bench, "multiplies_bf16", lambda: False)
+    median = bench.speed(["waterfall", "target", "learning", "avx2_bf16"], rounds=1).set_index("what")["median"]
+    assert median["gain: bf16"] == 1
+    assert median["gain at the end: bf16"] == 1
+    assert median["accuracy by: bf16"] == 0
+    assert median["AVX2 only: bf16 against fp32"] > 1
 
 
 def test_every_measurement_computes_its_ratios_and_keeps_its_rows(pretended, capsys):

@@ -246,12 +246,13 @@ def measure_processes(rounds: int, images: int) -> list[Row]:
 
 
 def measure_waterfall(rounds: int, images: int) -> list[Row]:
-    """From the usual loop to the course's, one trick at a time; and all tricks but one."""
+    """From the usual loop to the course's, one trick at a time; and all tricks but one. See `in_bf16`."""
     images = max(images // 4 // 512, 1) * 512
     steps, first, last = loops.WATERFALL, *list(loops.WATERFALL)[:: len(loops.WATERFALL) - 1]
     with laid_out() as folder, own_process() as kept, own_process() as given_back:
         turns = {("up to", name): loops.tricks_up_to(name) for name in steps}
         turns |= {("all but", name): loops.tricks_without(name) for name in list(steps)[1:-1]}
+        turns = {key: in_bf16(kept, tricks) for key, tricks in turns.items()}
         where = {key: kept if tricks.memory_kept else given_back for key, tricks in turns.items()}
         timed = {key: call(where[key], loops.with_tricks, tricks, images, folder) for key, tricks in turns.items()}
         measured = interleave(timed | {"course": call(kept, loops.course, images)}, rounds)
@@ -282,13 +283,16 @@ def measure_avx2_bf16(rounds: int, images: int) -> list[Row]:
 
 
 def measure_target(rounds: int, images: int) -> list[Row]:
-    """Seconds, and images, to 85 % of the validation images right: the usual loop and the course's, a seed a round."""
+    """Seconds, and images, to 85 % of the validation images right: the usual loop and the course's, a seed a round.
+
+    See `in_bf16`.
+    """
     names = ("usual loop", "pool before norm", "batches of 512")
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
     with laid_out() as folder, own_process() as given_back, own_process() as kept:
         for seed in range(rounds):
             for name in names:
-                tricks = loops.tricks_up_to(name)
+                tricks = in_bf16(kept, loops.tricks_up_to(name))
                 process = kept if tricks.memory_kept else given_back
                 found[name].append(call(process, loops.seconds_to, TARGET, tricks, folder, seed)())
     seconds = {name: [pair[0] for pair in pairs] for name, pairs in found.items()}
@@ -301,14 +305,20 @@ def measure_target(rounds: int, images: int) -> list[Row]:
 
 
 def measure_learning(rounds: int, images: int) -> list[Row]:
-    """Does a trick change what is learned? Accuracy with all of them but the last, without one, and with the last."""
+    """Does a trick change what is learned? Accuracy with all of them but the last, without one, and with the last.
+
+    See `in_bf16`.
+    """
     images, (*_, most, last) = max(images // 2 // 512, 1) * 512, loops.WATERFALL
     arms = {"all": loops.tricks_up_to(most), last: loops.tricks_up_to(last)}
     for name in ("bf16", "own kernels", most):
         arms[name] = replace(arms["all"], **{field: getattr(loops.Tricks, field) for field in loops.WATERFALL[name]})
     with own_process() as process:
         found = pd.DataFrame(
-            {name: 100 * call(process, loops.learned, tricks, seed, images)() for name, tricks in arms.items()}
+            {
+                name: 100 * call(process, loops.learned, in_bf16(process, tricks), seed, images)()
+                for name, tricks in arms.items()
+            }
             for seed in range(rounds)
         )
     by = {name: found["all"] - found[name] for name in arms if name not in ("all", last)}
@@ -322,7 +332,7 @@ def measure_learning(rounds: int, images: int) -> list[Row]:
 def measure_roofline(rounds: int, images: int) -> list[Row]:
     """What the CPU can do, and the time of each layer of the network on a batch, forward and backward."""
     with own_process(CPU) as process:
-        native = call(process, cpu_precision)() == "bf16"
+        native = call(process, multiplies_bf16)()
         sides = {"fp32": None, "bf16": None if native else 512}  # a large product in emulated bf16 takes minutes
         turns = {
             "layers": call(process, costs.course_layer_seconds),
@@ -511,6 +521,19 @@ def execution_of(lesson: Path, environment: Mapping[str, str] = CPU, cores: int 
             begin = time.perf_counter()
             call(process, subprocess.run, [*command, str(lesson)], check=True, capture_output=True)()
             return time.perf_counter() - begin, call(process, peak_memory, of_children=True)()
+
+
+def in_bf16(process: ProcessPoolExecutor, tricks: loops.Tricks) -> loops.Tricks:
+    """Return `tricks`, in fp32 where the machine has no instructions for bf16.
+
+    There the course's loop takes fp32, too, and a loop in emulated bf16 would take hours; "avx2_bf16" measures one.
+    """
+    return replace(tricks, bf16=tricks.bf16 and call(process, multiplies_bf16)())
+
+
+def multiplies_bf16() -> bool:
+    """Return whether the device of this process has instructions for bf16."""
+    return device.pick_precision(device.pick()) == "bf16"
 
 
 def cpu_precision() -> str:
