@@ -294,6 +294,10 @@ def test_svhn_is_read_where_torchvision_keeps_it(monkeypatch):
     assert torch.equal(test.images, torch.from_numpy(images).permute(3, 2, 0, 1))
     assert test.labels.tolist() == [*range(1, 10), 0] * 4
     assert (len(found.train), found.class_names, found.can_flip) == (30, tuple("0123456789"), False)
+    (root / "test.mat").unlink()
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: (_ for _ in ()).throw(URLError("no route to host")))
+    with pytest.raises(OSError, match="cannot load svhn"):  # before a training, not behind it
+        data.load("svhn")
 
 
 @pytest.mark.parametrize("name", list(data.TORCHVISION))

@@ -260,9 +260,10 @@ def _read_torchvision(name: str, train: bool) -> tuple[Split, tuple[str, ...]]:
     from torchvision import datasets  # here: the embedded data need not wait for it
 
     folder = files.cache_dir() / name
-    part = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
+    make = partial(getattr(datasets, TORCHVISION[name]), folder, download=True)
     try:
-        dataset = getattr(datasets, TORCHVISION[name])(folder, download=True, **part)
+        for part in (False, True) if train else (False,):  # test images that cannot be had are told before the training
+            dataset = make(split="train" if part else "test") if name == "svhn" else make(train=part)
     except (OSError, RuntimeError, ValueError, EOFError, AssertionError) as error:  # all that torchvision raises
         what = " ".join(str(error).split())
         raise OSError(
