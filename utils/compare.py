@@ -365,17 +365,15 @@ def closed(fig: Figure) -> Figure:
 
 
 def tables(study: Study, metric: str, variants: Sequence[str], baseline: str, by: str) -> str:
-    """Return the `summary` sorted `by` a column, and below it the settings in which variants differ, as HTML."""
+    """Return the `summary` sorted `by` a column, and below it in which settings the first variant differs, as HTML."""
     rows = summary(study, metric, variants, baseline).sort_values(by, ascending=SORTS[by])
-    differing = [
-        name for name in variants if name != baseline and name in study.settings and baseline in study.settings
-    ]
+    first = next((name for name in variants if name != baseline and {name, baseline} <= study.settings.keys()), None)
     parts = [
         TABLE_STYLE,
         rows.to_html(index=False, float_format="{:.2f}".format, na_rep="", border=0, classes="cnn-table"),
     ]
-    for variant in differing[:1]:
-        diff = differences(study.settings, variant, baseline)
+    if first is not None:
+        diff = differences(study.settings, first, baseline)
         parts.append(f"<p>settings that differ</p>{diff.to_html(border=0, classes='cnn-table')}")
     return "".join(parts)
 

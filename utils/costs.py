@@ -164,7 +164,8 @@ def layer_costs(model: nn.Module, images: Tensor, precision: str) -> pd.DataFram
 
     Bytes are those that have to pass at least: of all that comes in and goes out, once each, weights included. FLOPs
     are 2 × multiply-adds as torch.utils.flop_counter has them, those of norms, activations and pooling `BY_HAND`; of
-    any other kind of layer ("other") none are counted.
+    any other kind of layer ("other") none are counted. It runs `model` to see what comes in: running statistics move,
+    and gradients are cleared.
     """
     inputs, rows = inputs_of(model, images, precision), []
     for name, layer in probes.layers(model).items():
