@@ -40,13 +40,11 @@ def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
     assert device.pick().type == "cpu"
 
 
-def test_a_wrong_environment_variable_is_named_and_an_empty_one_is_none(monkeypatch):
+def test_a_wrong_environment_variable_is_named(monkeypatch):
     monkeypatch.setenv("CNN_DEVICE", "gpu")
     with pytest.raises(ValueError, match="'gpu' \\(the environment variable CNN_DEVICE\\) is not on this machine"):
         device.pick()
     assert device.pick("cpu").type == "cpu"
-    monkeypatch.setenv("CNN_DEVICE", "")
-    assert device.pick().type in ("cpu", "cuda", "mps")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "tpu", "cpu:", "cpu:00", "cpu:1", "cpu:²"])

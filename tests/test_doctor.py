@@ -143,7 +143,7 @@ def test_a_device_that_is_not_there_is_told_with_the_remedy(monkeypatch):
     monkeypatch.setenv("CNN_DEVICE", "cuda:77")
     monkeypatch.setattr(doctor, "CHECKS", {"machine": doctor.machine})
     (problem,) = doctor.examine()
-    assert "device 'cuda:77' is not on this machine: choose auto" in problem.what
+    assert "device 'cuda:77' (the environment variable CNN_DEVICE) is not on this machine: choose auto" in problem.what
 
 
 def test_little_memory_and_a_full_disk_are_told(monkeypatch):

@@ -28,7 +28,7 @@ def pick(name: str = "auto") -> torch.device:
 
     Raises ValueError if there is no such device on this machine.
     """
-    chosen = (os.environ.get("CNN_DEVICE") or "auto") if name == "auto" else name
+    chosen = os.environ.get("CNN_DEVICE", "auto") if name == "auto" else name
     by = " (the environment variable CNN_DEVICE)" if chosen != name else ""
     name = chosen
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
