@@ -235,10 +235,10 @@ plots.save(
 
 # %%
 # NBVAL_CHECK_OUTPUT
-def said(row, digits=2):
+def said(row, digits=2, unit=""):
     """Median and range of a shipped row, in words."""
     low, high = f"{row['min']:,.{digits}f}", f"{row['max']:,.{digits}f}"
-    return f"{row['median']:,.{digits}f} ({low} to {high}, n = {row['n']})"
+    return f"{row['median']:,.{digits}f}{unit} ({low} to {high}, n = {row['n']})"
 
 
 print("all tricks against none: ×", said(fall.loc["all tricks against none"]))
@@ -365,7 +365,7 @@ for name in names:
     row = cost.loc[f"accuracy by: {name}"]
     print(f"{name:<17} {row['median']:+.2f} points ({row['min']:+.2f} to {row['max']:+.2f}, n = {row['n']})")
 accuracy = cost.loc["accuracy with all tricks but batches of 512"]
-print(f"in batches of 128: {said(accuracy, 1)} % of the validation images right, after 4 epochs of 6,144 images")
+print("after 4 epochs of 6,144 images, in batches of 128:", said(accuracy, 1, " % of the validation images right"))
 assert n_pairs >= 6
 assert cost.loc["accuracy by: bf16", "min"] < 0 < cost.loc["accuracy by: bf16", "max"]
 
@@ -737,8 +737,8 @@ print(f"{len(sent)} messages a step, {sum(sent) / 1e6:.1f} MB, {max(sent) / sum(
 muted, joined = (talk.loc[f"a step shared by two processes{end}"] for end in (" that say nothing", ""))
 predicted = 1e3 * costs.step_seconds(1e-3 * muted["median"], net, model)
 error = predicted / joined["median"] - 1
-print(f"a step of 512 images: muted {said(muted, 0)} ms")
-print(f"predicted {predicted:.0f} ms, measured {said(joined, 0)} ms: off by {error:+.0%}")
+print("a step of 512 images: muted", said(muted, 0, " ms"))
+print(f"predicted {predicted:.0f} ms, measured {said(joined, 0, ' ms')}: off by {error:+.0%}")
 talking, guessed = joined["median"] - muted["median"], predicted - muted["median"]
 print(f"of that, talking: predicted {guessed:.0f} ms, measured {talking:.0f} ms: off by {guessed / talking - 1:+.0%}")
 assert abs(error) < 0.25
@@ -953,7 +953,7 @@ by_idea = ", ".join(f"{what} {evidence.points(row, 2)}" for what, row in left_ou
 # NBVAL_CHECK_OUTPUT
 raced = shipped["record"]
 for what in (what for what in raced.index if raced.loc[what, "unit"] == "s"):
-    print(f"{what}: {said(raced.loc[what], 0)} s of training")
+    print(f"{what}:", said(raced.loc[what], 0, " s of training"))
 against = raced.loc["airbench94 in plain PyTorch against the record"]
 print("airbench94's against ours: ×", said(against))
 sides = [what for what in raced.index if what.startswith("the record's network")]
