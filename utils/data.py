@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import gzip
 import hashlib
 import math
@@ -316,8 +317,7 @@ def _read_folder(
         split = _read_cache(path)
     except (OSError, SafetensorError, ValueError) as error:
         _warn_of_damage(path, error)
-        _make_cache(path, listing, progress, **options)
-        split = _read_cache(path)
+        split = _make_cache(path, listing, progress, **options)
     return split, listing.class_names
 
 
@@ -330,7 +330,7 @@ def _is_current(path: Path, listing: folders.Listing) -> bool:
     if not path.exists():
         return False
     try:
-        with safe_open(path, "pt") as cache:
+        with _opened(path) as cache:
             return (cache.metadata() or {}).get("fingerprint") == _fingerprint(listing)
     except (OSError, SafetensorError) as error:
         _warn_of_damage(path, error)
@@ -345,7 +345,7 @@ def _warn_of_damage(path: Path, error: Exception) -> None:
     warnings.warn(f"the cached images in {path} are damaged ({error}): decoding them again", stacklevel=5)
 
 
-def _make_cache(path: Path, listing: folders.Listing, progress: bool, **options: object) -> None:
+def _make_cache(path: Path, listing: folders.Listing, progress: bool, **options: object) -> Split:
     shape = (len(listing), *folders.image_shape(listing, **options))  # N×H×W×C
     check_memory(2 * math.prod(shape), f"{'×'.join(map(str, shape))} pixels below {folders.shown(listing.root)}")
     images = torch.empty(shape, dtype=torch.uint8)
@@ -354,10 +354,19 @@ def _make_cache(path: Path, listing: folders.Listing, progress: bool, **options:
     metadata = {"fingerprint": _fingerprint(listing), "checksum": _checksum(split)}
     with files.atomic_path(path) as temporary:
         save_file({"images": split.images, "labels": split.labels}, temporary, metadata)
+    return Split(split.images.permute(0, 3, 1, 2), split.labels)  # N×H×W×C → N×C×H×W
+
+
+def _opened(path: Path) -> safe_open:
+    """The file, opened by safetensors, which raises RuntimeError for one that goes away between two of its looks."""
+    try:
+        return safe_open(path, "pt")
+    except RuntimeError as error:
+        raise FileNotFoundError(errno.ENOENT, "deleted just now", str(path)) from error
 
 
 def _read_cache(path: Path) -> Split:
-    with safe_open(path, "pt") as cache:
+    with _opened(path) as cache:
         # Copies: Windows replaces no file that is in use, and these tensors are views of this one.
         split = Split(cache.get_tensor("images").clone(), cache.get_tensor("labels").clone())
         if _checksum(split) != (cache.metadata() or {}).get("checksum"):
