@@ -601,6 +601,19 @@ def test_a_damaged_cache_is_made_again_with_a_warning(small_folder, decoded, dam
     assert decoded == [20, 4, 20]
 
 
+def test_a_cache_that_is_deleted_while_it_is_opened_is_made_again(small_folder, monkeypatch):
+    first = data.load(small_folder, progress=False)
+
+    def gone(path, framework):
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode: No such file or directory (2)")
+
+    monkeypatch.setattr(data, "safe_open", gone)
+    with pytest.warns(UserWarning, match="deleted just now"):
+        again = data.load(small_folder, progress=False)
+    assert again.checksum == first.checksum
+    assert torch.equal(again.train.images, first.train.images)
+
+
 def test_a_half_written_cache_is_never_there(small_folder, monkeypatch):
     def fail(tensors, path, metadata):
         path.write_bytes(b"half")
