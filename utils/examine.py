@@ -46,7 +46,7 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
         model.train(training)
 
 
-def weight_dtype(model: nn.Module) -> torch.dtype:
+def dtype_of(model: nn.Module) -> torch.dtype:
     """Return the type of the weights of `model`: float64 after a training in fp64."""
     return next(model.parameters()).dtype
 
@@ -73,7 +73,7 @@ def probabilities(
     with evaluating(model) as where, torch.inference_mode(), device.autocast(where, precision):
         answers = []
         for part in images.split(batch):
-            x = data.normalize(part.to(where), stats, weight_dtype(model))
+            x = data.normalize(part.to(where), stats, dtype_of(model))
             answers.append(sum(share * answer(model, view, flips) for share, view in views(x, shift)))
     return torch.cat(answers).cpu()
 
@@ -183,7 +183,7 @@ def feature_maps(model: CNN, image: Tensor, stats: ChannelStats) -> dict[str, Te
     """Return what stem and layers of `model` make of one C×H×W image: maps C×H×W by name, on the CPU."""
     seen: dict[str, Tensor] = {}
     with evaluating(model) as where, torch.inference_mode(), watched(layer_names(model), seen):
-        model(data.normalize(image[None].to(where), stats, weight_dtype(model)))
+        model(data.normalize(image[None].to(where), stats, dtype_of(model)))
     return {name: maps[0].float().cpu() for name, maps in seen.items()}
 
 
@@ -193,7 +193,7 @@ def features(model: CNN, images: Tensor, stats: ChannelStats) -> Tensor:
     found = []
     with evaluating(model) as where, torch.inference_mode(), watched({"head": model.head}, seen, inputs=True):
         for part in images.split(BATCH):
-            model(data.normalize(part.to(where), stats, weight_dtype(model)))
+            model(data.normalize(part.to(where), stats, dtype_of(model)))
             found.append(seen["head"].float().cpu())
     return torch.cat(found)
 
@@ -230,7 +230,7 @@ def grad_cam(
     if layer not in range(1, len(model.layers) + 1):
         raise ValueError(f"layer={layer!r}: expected 1 to {len(model.layers)}, one of the network's layers")
     with evaluating(model) as where, torch.enable_grad():
-        x = data.normalize(images.to(where), stats, weight_dtype(model))
+        x = data.normalize(images.to(where), stats, dtype_of(model))
         asked = model(x).argmax(1) if classes is None else torch.as_tensor(classes, device=where)
         maps = LayerGradCam(model, model.layers[layer - 1]).attribute(x, asked, relu_attributions=True)  # N×1×h×w
     heat = LayerAttribution.interpolate(maps.detach(), tuple(images.shape[2:]), "bilinear")[:, 0].cpu()  # N×H×W

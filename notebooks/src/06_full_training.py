@@ -781,6 +781,7 @@ highs = {layer: each["high"] for layer, each in faithful.items()}
 passed = [str(layer) for layer, high in highs.items() if high < 0]
 print(f"painting by its own map does more harm than chance explains at layer {' and '.join(passed) or 'none'}")
 assert min(highs.values()) < 0 < max(highs.values()) or not shipped
+assert abs(highs[3]) < 3 or not shipped, "layer 3 is at the edge"
 assert min(each["own"] for each in faithful.values()) > 50 or not shipped
 
 # %% [markdown]
