@@ -1729,7 +1729,7 @@ LESSON_07 = {
             ),
             Option(
                 "as much time, within a factor of ten",
-                "The convolution uses each value hundreds of times, batch norm a few times: moving it takes the time.",
+                "The convolution multiplies much, on units made for that; batch norm hardly, but passes over all values.",
                 right=True,
             ),
             Option(
