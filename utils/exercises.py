@@ -1729,7 +1729,7 @@ LESSON_07 = {
             ),
             Option(
                 "as much time, within a factor of ten",
-                "The convolution multiplies much, on units made for that; batch norm hardly, but passes over all values.",
+                "The convolution multiplies much, on units made for it; batch norm hardly, but reads every value.",
                 right=True,
             ),
             Option(
