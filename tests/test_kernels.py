@@ -34,26 +34,52 @@ def test_products_are_the_convolution(fan_in, fan_out, kernel, stride, size, pro
     assert torch.autograd.gradgradcheck(apply, small)
 
 
+PRECISIONS = {torch.bfloat16: 2**-6, torch.float32: 1e-5}  # and what their rounding may make of a result
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, 2), (3, 2, 4), (1, 2, 14), (3, 1, 14)])
-def test_layer_is_torchs_layer_in_bf16(bias, kernel, stride, size):
-    """To the rounding of bf16 (8 bits), with the same names of weights, in the same memory format."""
+@pytest.mark.parametrize(("kernel", "stride", "size"), [(3, 1, 2), (3, 2, 4), (3, 1, 1), (1, 2, 14), (3, 1, 14)])
+def test_layer_is_torchs_layer(bias, kernel, stride, size, dtype):
+    """To rounding, with the same names of weights, in the same memory format."""
     torch.manual_seed(0)
-    ours = kernels.Conv2d(16, 32, kernel, stride, padding=kernel // 2, bias=bias)
-    theirs = nn.Conv2d(16, 32, kernel, stride, padding=kernel // 2, bias=bias)
+    ours = kernels.Conv2d(64, 32, kernel, stride, padding=kernel // 2, bias=bias)
+    theirs = nn.Conv2d(64, 32, kernel, stride, padding=kernel // 2, bias=bias)
     theirs.load_state_dict(ours.state_dict())
-    images = torch.randn(8, 16, size, size).to(memory_format=torch.channels_last)
+    images = torch.randn(32, 64, size, size).to(memory_format=torch.channels_last)
     results = []
     for layer in (ours, theirs):
         x = images.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             out = layer(x)
         out.float().square().mean().backward()
-        assert out.dtype == torch.bfloat16
+        assert out.dtype == dtype
         assert out.is_contiguous(memory_format=torch.channels_last)
         results.append([out.float(), x.grad, layer.weight.grad, *([layer.bias.grad] if bias else [])])
     for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=2**-6, atol=2**-6 * b.abs().max().item())
+        torch.testing.assert_close(a, b, rtol=PRECISIONS[dtype], atol=PRECISIONS[dtype] * b.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("change", "product"),
+    [
+        ({}, "MapProduct"),
+        ({"stride": 2}, "PatchProduct"),
+        ({"kernel": 1, "stride": 2}, None),  # in fp32 oneDNN's is as fast
+        ({"size": 3}, None),
+        ({"channels": 32}, None),
+        ({"images": 16}, None),
+        ({"training": False}, None),
+        ({"dtype": torch.float64}, None),
+    ],
+)
+def test_products_in_fp32_where_they_are_faster(change, product):
+    case = {"kernel": 3, "stride": 1, "size": 2, "channels": 64, "images": 32, "training": True, "dtype": torch.float32}
+    case |= change
+    layer = kernels.Conv2d(case["channels"], 64, case["kernel"], case["stride"], padding=case["kernel"] // 2)
+    x = torch.zeros(case["images"], case["channels"], case["size"] * case["stride"], 2 * case["stride"])
+    found = layer.train(case["training"]).faster_product(x, case["dtype"])
+    assert found is (product and getattr(kernels, product))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +88,7 @@ def test_layer_is_torchs_layer_in_bf16(bias, kernel, stride, size):
 def test_other_convolutions_take_torchs_own_path(options):
     layer = kernels.Conv2d(4, 4, 3, **({"padding": 1} | options)).bfloat16()
     x = torch.randn(2, 4, 2 if options.get("dilation") != 2 else 3, 3).bfloat16()
-    assert layer.faster_product(x) is None
+    assert layer.faster_product(x, x.dtype) is None
     assert torch.equal(layer(x), nn.Conv2d.forward(layer, x))
 
 

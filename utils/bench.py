@@ -251,7 +251,7 @@ def measure_waterfall(rounds: int, images: int) -> list[Row]:
     steps, first, last = loops.WATERFALL, *list(loops.WATERFALL)[:: len(loops.WATERFALL) - 1]
     with laid_out() as folder, own_process() as kept, own_process() as given_back:
         turns = {("up to", name): loops.tricks_up_to(name) for name in steps}
-        turns |= {("all but", name): loops.tricks_without(name) for name in list(steps)[1:-1]}
+        turns |= {("all but", name): loops.without(loops.tricks_up_to(last), name) for name in list(steps)[1:-1]}
         turns = {key: in_bf16(kept, tricks) for key, tricks in turns.items()}
         where = {key: kept if tricks.memory_kept else given_back for key, tricks in turns.items()}
         timed = {key: call(where[key], loops.with_tricks, tricks, images, folder) for key, tricks in turns.items()}
@@ -312,7 +312,7 @@ def measure_learning(rounds: int, images: int) -> list[Row]:
     images, (*_, most, last) = max(images // 2 // 512, 1) * 512, loops.WATERFALL
     arms = {"all": loops.tricks_up_to(most), last: loops.tricks_up_to(last)}
     for name in ("bf16", "own kernels", most):
-        arms[name] = replace(arms["all"], **{field: getattr(loops.Tricks, field) for field in loops.WATERFALL[name]})
+        arms[name] = loops.without(arms["all"], name)
     with own_process() as process:
         found = pd.DataFrame(
             {

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 FEW = 8  # channels: one AVX register of fp32 numbers
-SMALL_MAP = 4  # pixels of an output map up to which a product of patches beats oneDNN's convolution
+SMALL_MAP = 4  # pixels of an output map up to which a matrix product beats oneDNN's convolution
+MANY, LARGE_BATCH = 64, 32  # channels and images from which it does so in fp32, too
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d`; in bf16 on a CPU a matrix product, where that beats oneDNN's convolution.
+    """`nn.Conv2d`; on a CPU, in bf16 or in training, a matrix product, where that beats oneDNN's convolution.
 
     Everywhere else it is `nn.Conv2d` itself, whose parameters and names it has. A 1×1 kernel with a stride, which only
     subsamples, does so before the convolution if channels are few: there oneDNN writes beyond its memory on CPUs with
@@ -24,7 +25,7 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         on_cpu = x.device.type == "cpu" and x.ndim == 4
-        product = self.faster_product(x) if on_cpu and dtype == torch.bfloat16 else None
+        product = self.faster_product(x, dtype) if on_cpu else None
         pixelwise = self.kernel_size == (1, 1) and self.padding == (0, 0)
         if product is None and on_cpu and pixelwise and self.in_channels < FEW:
             x = x[:, :, :: self.stride[0], :: self.stride[1]]
@@ -34,18 +35,26 @@ class Conv2d(nn.Conv2d):
         out = product.apply(x.to(dtype), self.weight.to(dtype), self.stride[0], self.padding[0])
         return out if self.bias is None else out + self.bias.to(dtype).view(-1, 1, 1)
 
-    def faster_product(self, x: Tensor) -> type[torch.autograd.Function] | None:
-        """Return what beats the convolution of N×C×H×W `x`: at stride 1 to a map of up to 2×2 pixels MapProduct, with a
-        stride to such a map, or for a 1×1 kernel, which only subsamples, PatchProduct; None: nothing does."""
+    def faster_product(self, x: Tensor, dtype: torch.dtype) -> type[torch.autograd.Function] | None:
+        """Return what beats the convolution of N×C×H×W `x` in `dtype`; None: nothing does.
+
+        MapProduct at stride 1 to a map of up to 2×2 pixels; PatchProduct with a stride to such a map, and in bf16 for a
+        1×1 kernel, which only subsamples. In fp32 only in training: what is exported is the convolution itself.
+        """
         square = self.kernel_size[0] == self.kernel_size[1] and self.stride[0] == self.stride[1]
         square = square and self.padding in [(n, n) for n in range(self.kernel_size[0])]
         if not square or self.groups > 1 or self.dilation != (1, 1) or self.padding_mode != "zeros":
             return None
         (kernel, _), (stride, _), (padding, _) = self.kernel_size, self.stride, self.padding
-        pixels = math.prod(out_side(side, kernel, stride, padding) for side in x.shape[2:])
-        if pixels <= SMALL_MAP and stride == 1:
-            return MapProduct
-        return PatchProduct if pixels <= SMALL_MAP or (kernel == 1 and stride > 1) else None
+        small = math.prod(out_side(side, kernel, stride, padding) for side in x.shape[2:]) <= SMALL_MAP
+        if dtype == torch.float32:
+            much = len(x) >= LARGE_BATCH and self.in_channels >= MANY
+            worth_it = small and kernel > 1 and self.training and much
+        else:
+            worth_it = dtype == torch.bfloat16 and (small or (kernel == 1 and stride > 1))
+        if not worth_it:
+            return None
+        return MapProduct if small and stride == 1 else PatchProduct
 
 
 def out_side(side: int, kernel: int, stride: int, padding: int) -> int:

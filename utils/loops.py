@@ -67,9 +67,10 @@ def tricks_up_to(name: str) -> Tricks:
     return Tricks(**{field: value for step in changed for field, value in step.items()})
 
 
-def tricks_without(name: str) -> Tricks:
-    """Return all tricks of the waterfall but the one called `name`."""
-    return replace(tricks_up_to(list(WATERFALL)[-1]), **{field: getattr(Tricks, field) for field in WATERFALL[name]})
+def without(tricks: Tricks, name: str) -> Tricks:
+    """Return `tricks` but the one called `name`; with bf16 the own kernels go, too, most of which act in it only."""
+    names = (name, "own kernels") if name == "bf16" else (name,)
+    return replace(tricks, **{field: getattr(Tricks, field) for name in names for field in WATERFALL[name]})
 
 
 def with_tricks(tricks: Tricks, images: int, folder: str) -> float:

@@ -170,7 +170,7 @@ assert profiles.loc["convolution, backward", "the usual loop"] > profiles.loc["c
 # | channels last | in memory, the channels of a pixel lie side by side | rounding |
 # | bf16 | convolutions multiply, and activations are kept, in 16 bits instead of 32 | rounding, to 2 or 3 digits |
 # | memory kept | what tensors free stays with the process, and is not cleared page by page | nothing |
-# | own kernels | convolutions on tiny maps and pooling are written otherwise, in bf16 (`utils.kernels`) | rounding |
+# | own kernels | convolutions on tiny maps and pooling are written otherwise (`utils.kernels`) | rounding |
 # | pool before norm | the first layer pools before norm and ReLU, which then see a quarter of the values | **the network** |
 # | batches of 512 | four times as many images a step | **the recipe** |
 #
@@ -254,7 +254,7 @@ assert abs(fall.loc["train.fit against all tricks", "median"] - 1) < 0.1, "the w
 #
 # Each gain depends on what came before. Ten milliseconds saved are a small share of a slow step and a large one of a fast
 # step. So here is the other direction: from the end, with all tricks, take away **one**. How many times faster is the
-# whole because of it? (With bf16 the own kernels go, too: they act in bf16 only.)
+# whole because of it? (With bf16 the own kernels go, too: most of them act in bf16 only.)
 
 # %%
 def draw_orders(ax, table):
@@ -291,7 +291,7 @@ for name in ("images in one tensor", "channels last"):
 # - **They hide each other.** While the convolutions are slow, nobody sees how long the images take. Once they are fast,
 #   the DataLoader is in the way.
 # - **Some need each other.** Channels last brings more at the end, where bf16 is on, than in order, where it was not yet;
-#   and the own kernels act in bf16 only.
+#   and most of the own kernels act in bf16 only.
 # - **Some bring nothing here.** Lists of performance tips tell you to avoid `.item()` (so does [PyTorch's
 #   guide](https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html)). On a **GPU** it makes the CPU wait
 #   until all that was handed over is done, at every step. A CPU has done its work before it goes on, so there is nothing
