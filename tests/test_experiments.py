@@ -215,6 +215,8 @@ def test_fingerprints_agree_within_the_tolerance_only():
     shaky = {"fp32": [2.0, 2.1], "bf16": [2.01, 2.1]}  # rounding is amplified: fp32 and bf16 differ by half a percent
     assert experiments.agree(shaky, {"fp32": [2.025, 2.1]})
     assert not experiments.agree(shaky, {"fp32": [2.035, 2.1]})
+    assert experiments.agree(shaky, {"fp32": [2.0, 2.125]})
+    assert not experiments.agree(shaky, {"fp32": [2.0, 2.135]})
     chaotic = {"fp32": [2.0, 300.0], "bf16": [2.0, 5.0]}
     assert experiments.agree(chaotic, {"fp32": [2.0, 400.0], "bf16": [2.0, 5.0]})
 
