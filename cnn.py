@@ -30,6 +30,9 @@ RUNS = files.ROOT / "runs"
 SETTINGS_FILE = "settings.json"
 ABOUT_FILE = "about.json"  # what decides the numbers of a run: every setting, the data, the machine of each start
 HISTORY_FILE = "history.csv"  # written when a run has finished
+CURVES_FILE = "curves.png"
+RUN_FILES = (SETTINGS_FILE, ABOUT_FILE, HISTORY_FILE, "history.json", CURVES_FILE)
+RUN_FILES += (checkpoint.MODEL_FILE, checkpoint.STATE_FILE)  # what a run writes into its folder
 OPTIONS = ("device", "precision", "compiled", "cuda_graphs")  # of train.fit
 MOST_THREADS = 1024  # more cannot be started everywhere, and the process would end
 FROM_DATA = ("in_channels", "num_classes")  # fields of CNNConfig that the data decide
@@ -52,6 +55,13 @@ def as_option(field: Field) -> inspect.Parameter:
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, shown]
     )
+
+
+def named_folder(word: str) -> Path:
+    """Return the folder that `word` names. Refuses an empty word, which `Path` takes for the current folder."""
+    if not word:
+        raise typer.BadParameter("expected the name of a folder; write . for the current one")
+    return Path(word)
 
 
 def with_fields(*configs: type) -> Callable[[Callable], Callable]:
@@ -86,7 +96,10 @@ def train_command(
     threads: Annotated[int | None, typer.Option(help="CPU threads; 1 makes a run reproducible bit for bit")] = None,
     compiled: Annotated[bool | None, typer.Option("--compile", help="run the network through torch.compile")] = None,
     cuda_graphs: Annotated[bool | None, typer.Option("--cuda-graphs", help="and as CUDA graphs, on such a GPU")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder of the run; default: a new one in runs/")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder of the run; default: a new one in runs/", parser=named_folder, metavar="PATH"),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, or with the newest")] = False,
     test: Annotated[bool, typer.Option(help="read the test images once, at the end")] = True,
     **chosen: Any,
@@ -293,11 +306,12 @@ def conclude(images: data.ImageData, history: train.History, result: str | None,
     validated = history.last("validation", "accuracy")
     print(result or f"validation accuracy {validated:.2%} ({len(images.validation):,} images)")
     print(f"training took {seconds:.0f} s, {speed:,.0f} images/s")
-    draw(history, out / "curves.png")
+    draw(history, out / CURVES_FILE)
     files.write_rows(out / HISTORY_FILE, history.to_csv(index=False), {})
-    for left in files.temporaries(out):  # by a process that was killed
-        left.unlink(missing_ok=True)
-    print(f"wrote {shown(out / 'curves.png')}; try: python cnn.py predict --run {quoted(out)} IMAGE")
+    for path in map(Path, RUN_FILES):
+        for left in files.temporaries(out, path.stem, path.suffix):  # by a process that was killed
+            left.unlink(missing_ok=True)
+    print(f"wrote {shown(out / CURVES_FILE)}; try: python cnn.py predict --run {quoted(out)} IMAGE")
 
 
 def draw(history: train.History, path: Path) -> None:

@@ -78,6 +78,16 @@ def test_no_test_reads_no_test_images(tmp_path, monkeypatch, capsys):
     assert len(list(cnn.RUNS.glob("*-fashion-mnist/model.safetensors"))) == 1
 
 
+def test_a_finished_run_deletes_its_own_leftovers_and_none_of_the_users_files(tmp_path, monkeypatch, capsys):
+    users = [".backup-20241127.tar.gz", ".notes-deadbeef.md", ".model-20241127.bin"]
+    for name in [*users, ".model-0123abcd.safetensors", ".settings-0123abcd.json"]:
+        (tmp_path / name).touch()
+    status, printed = run(monkeypatch, capsys, *FAST, "--epochs", 1, "--no-test", "--out", tmp_path)
+    assert status == 0, printed
+    written = [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+    assert {path.name for path in written} == {*users, *cnn.RUN_FILES}
+
+
 def test_predict_ranks_three_classes(trained, tmp_path, monkeypatch, capsys):
     out, _ = trained
     image = data.load().validation.images[0, 0]
@@ -230,6 +240,7 @@ def test_stats_prints_numbers_to_paste(monkeypatch, capsys):
         (["--resume"], "no unfinished run with a checkpoint"),
         (["--resume", "--out", "nowhere"], "nowhere"),
         (["--out", "/proc/nowhere"], "/proc/nowhere"),
+        (["--out", ""], "'--out': expected the name of a folder"),
         (["predict", "nothing.png"], "train one first"),
         (["bench", "--rounds", "0"], "rounds=0"),
         (["trian"], "No such command"),
