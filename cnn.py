@@ -101,13 +101,15 @@ def train_command(
         typer.Option(help="folder of the run; default: a new one in runs/", parser=named_folder, metavar="PATH"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out, or with the newest")] = False,
-    test: Annotated[bool, typer.Option(help="read the test images once, at the end")] = True,
+    test: Annotated[
+        bool | None, typer.Option("--test/--no-test", help="read the test images once, at the end  [default: test]")
+    ] = None,
     **chosen: Any,
 ) -> None:
     """Train the network, say how good it is on the test images, and draw its curves."""
     given = {"data": data_name, "size": size, "channels": channels, "images": images, "threads": threads}
     given |= {"device": device_name, "precision": precision, "compiled": compiled} | chosen
-    given |= {"cuda_graphs": cuda_graphs}
+    given |= {"cuda_graphs": cuda_graphs, "test": test}
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("data") not in (None, "", *data.DATASETS) and Path(given["data"]).is_dir():
         given["data"] = str(Path(given["data"]).resolve())  # so that the run can be resumed from another folder
@@ -125,7 +127,7 @@ def train_command(
                 files.write_text(out / ABOUT_FILE, json.dumps(about, indent=1))
             with resumable(out):
                 history = train.fit(model, images_in, recipe, **options, out=out, resume=resume)
-                result = final_number(model, images_in, recipe, options) if test else None
+                result = final_number(model, images_in, recipe, options) if settings.get("test", True) else None
     except KeyboardInterrupt:
         print(f"\nstopped; {how_to_resume(out)}")
         raise typer.Exit(130) from None
@@ -145,7 +147,7 @@ def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe
 
     Raises ValueError for what is refused.
     """
-    unknown = settings.keys() - {"data", "size", "channels", "images", "threads", *OPTIONS}
+    unknown = settings.keys() - {"data", "size", "channels", "images", "threads", "test", *OPTIONS}
     unknown -= {field.name for config in (CNNConfig, train.Recipe) for field in fields(config)}
     if unknown:
         raise ValueError(f"unknown settings {', '.join(sorted(unknown))} in {SETTINGS_FILE}: train again")

@@ -78,6 +78,15 @@ def test_no_test_reads_no_test_images(tmp_path, monkeypatch, capsys):
     assert len(list(cnn.RUNS.glob("*-fashion-mnist/model.safetensors"))) == 1
 
 
+def test_a_run_without_the_test_images_is_resumed_without_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data.ImageData, "read_test", lambda *_: pytest.fail("the test images were read"))
+    assert run(monkeypatch, capsys, *FAST, "--epochs", 1, "--no-test", "--out", tmp_path)[0] == 0
+    (tmp_path / cnn.HISTORY_FILE).unlink()  # as if it had been stopped after its last epoch
+    status, printed = run(monkeypatch, capsys, "--resume", "--out", tmp_path)
+    assert status == 0, printed
+    assert "validation accuracy" in printed
+
+
 def test_a_finished_run_deletes_its_own_leftovers_and_none_of_the_users_files(tmp_path, monkeypatch, capsys):
     users = [".backup-20241127.tar.gz", ".notes-deadbeef.md", ".model-20241127.bin"]
     for name in [*users, ".model-0123abcd.safetensors", ".settings-0123abcd.json"]:
