@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import Field, asdict, fields
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ import torch
 import typer
 
 from utils import checkpoint, data, device, files, folders, parallel, tables, train
-from utils.model import CNN, CNNConfig
+from utils.model import CNN, CNNConfig, check_batch, check_images
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -120,13 +121,10 @@ def train_command(
             out = Path(parallel.from_first(str(out)))
             model, images_in, recipe, options = prepare(settings)
             introduce(model, images_in, recipe, options, out)
-            if not resume and parallel.is_first():
-                files.write_record(out / SETTINGS_FILE, settings)
-            if parallel.is_first():
-                about = described_run(model, images_in, recipe, options, started_on(out) if resume else [])
-                files.write_text(out / ABOUT_FILE, json.dumps(about, indent=1))
+            options |= {"out": out, "resume": resume}
+            record = partial(record_start, settings, model, images_in, recipe, options)
             with resumable(out):
-                history = train.fit(model, images_in, recipe, **options, out=out, resume=resume)
+                history = train.fit(model, images_in, recipe, **options, on_start=record)
                 result = final_number(model, images_in, recipe, options) if settings.get("test", True) else None
     except KeyboardInterrupt:
         print(f"\nstopped; {how_to_resume(out)}")
@@ -175,6 +173,9 @@ def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe
         images = images.take(settings["images"])
     torch.manual_seed(recipe.seed)
     model = CNN(CNNConfig(in_channels=images.in_channels, num_classes=images.num_classes, **network))
+    first = images.train.images[: recipe.batch_size // recipe.accumulate // parallel.size()]
+    check_images(first, images.in_channels)  # before anything is written, not at the first step
+    check_batch(first, model.config)
     options = {"device": str(where), "precision": precision}
     options |= {name: settings[name] for name in OPTIONS if name in settings and name not in options}
     return model, images, recipe, options
@@ -244,6 +245,17 @@ def introduce(model: CNN, images: data.ImageData, recipe: train.Recipe, options:
     processes = f", {os.environ['WORLD_SIZE']} processes" if parallel.launched() else ""
     print(f"device    {options['device']}, {options['precision']}, {torch.get_num_threads()} threads{processes}")
     print(f"run       {shown(out)}")
+
+
+def record_start(
+    settings: dict[str, Any], model: CNN, images: data.ImageData, recipe: train.Recipe, options: dict[str, Any]
+) -> None:
+    """Write the settings of a run that begins, and what decides its numbers, into its folder."""
+    if parallel.is_first():
+        earlier = started_on(options["out"]) if options["resume"] else []
+        about = described_run(model, images, recipe, options, earlier)
+        files.write_record(options["out"] / SETTINGS_FILE, settings)
+        files.write_text(options["out"] / ABOUT_FILE, json.dumps(about, indent=1))
 
 
 def described_run(

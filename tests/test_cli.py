@@ -212,11 +212,14 @@ def test_resume_takes_the_settings_of_the_run_and_refuses_others(trained, monkey
     status, printed = run(monkeypatch, capsys, "--resume", "--out", out)
     assert (status, "is finished: there is nothing to resume" in printed) == (1, True)
     (out / cnn.HISTORY_FILE).unlink()  # as if it had been stopped after its last epoch
+    before = {name: (out / name).read_bytes() for name in cnn.RUN_FILES if (out / name).exists()}
     status, printed = run(monkeypatch, capsys, "--resume", "--out", out, "--no-test", "--width", 8)
     assert status == 1
     assert "network.width was 4 and is 8" in printed
-    assert json.loads((out / cnn.SETTINGS_FILE).read_text(encoding="utf-8"))["width"] == 4
+    assert {name: (out / name).read_bytes() for name in before} == before
     assert run(monkeypatch, capsys, "--resume", "--out", out, "--no-test")[0] == 0
+    assert len(json.loads((out / cnn.ABOUT_FILE).read_text(encoding="utf-8"))["machines"]) == 2
+    assert files.read_record(out / cnn.SETTINGS_FILE)["test"] is False  # what was said last holds for a next time
     (out / cnn.HISTORY_FILE).unlink()
     (out / cnn.SETTINGS_FILE).write_text('{"widht": 4}')
     status, printed = run(monkeypatch, capsys, "--resume", "--out", out)
@@ -262,6 +265,33 @@ def test_a_mistake_is_answered_in_one_sentence(arguments, words, monkeypatch, ca
     assert status != 0
     assert words in printed
     assert "Traceback" not in printed
+
+
+def make_pictures(folder, size: int):
+    """Ten pictures of `size`×`size` pixels of each of two classes, for training and for testing."""
+    for path in (folder / split / kind for split in ("train", "test") for kind in "ab"):
+        path.mkdir(parents=True)
+        for number in range(10):
+            Image.new("L", (size, size), 20 * number).save(path / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("size", "arguments", "words"),
+    [
+        (16, ["--batch-size", "512"], "batch_size is 512: expected 1 to"),
+        (16, ["--batch-size", "2", "--crop-padding", "16"], "crop_padding is 16: expected 0 to 15"),
+        (4, ["--batch-size", "2"], "images of 4×4 pixels"),
+        (16, ["--batch-size", "1"], "one image of 16×16 at a time is too little for batch norm"),
+    ],
+)
+def test_refused_settings_leave_no_folder(size, arguments, words, tmp_path, monkeypatch, capsys):
+    pictures = make_pictures(tmp_path / "pictures", size)
+    for out in ([], ["--out", tmp_path / "out"]):
+        status, printed = run(monkeypatch, capsys, "--data", pictures, *arguments, *out)
+        assert (status, words in printed) == (1, True), printed
+        assert not (tmp_path / "out").exists()
+        assert list(cnn.RUNS.iterdir()) == []
 
 
 def test_a_second_run_in_the_same_folder_is_refused(trained, monkeypatch, capsys):

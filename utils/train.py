@@ -118,6 +118,7 @@ def fit(
     cuda_graphs: bool = False,
     progress: bool = True,
     run: str = "run",
+    on_start: Callable[[], None] | None = None,
     on_epoch: Callable[[History], None] | None = None,
     optimizer: Callable[[nn.Module, Recipe], torch.optim.Optimizer] | None = None,
 ) -> History:
@@ -128,8 +129,9 @@ def fit(
     checkpoint is written there after every epoch, and `resume` goes on from it: on one CPU thread in fp32 the final
     weights are bit-identical to those of an undisturbed run. `compiled` runs the network through `torch.compile`;
     `cuda_graphs`, on a CUDA GPU, captures it as graphs besides, which saves small networks the launching of each
-    kernel. `on_epoch` is called with the history so far after each epoch. `optimizer` makes another one than SGD of the
-    network and the recipe (None: `make_optimizer`); the schedule multiplies the learning rate of each of its groups.
+    kernel. `on_start` is called before the first step, when the settings and what `out` holds fit; `on_epoch` with the
+    history so far after each epoch. `optimizer` makes another one than SGD of the network and the recipe (None:
+    `make_optimizer`); the schedule multiplies the learning rate of each of its groups.
     Inside `parallel.join` the processes of a run share each batch, and the first of them writes the files. Raises
     Diverged when the loss is no longer finite, CheckpointError when what `out` holds does not fit, ValueError for a bad
     device, precision or batch size.
@@ -163,6 +165,8 @@ def fit(
         "precision": precision,
     }
     done = restore(out, stateful, batches.generator, identity) if resume else {"epoch": 0, "seconds": 0.0, "rows": []}
+    if on_start is not None:
+        on_start()
     first = parallel.rank() == 0  # of the processes, or the only one
     batches.epoch = done["epoch"]
     rows, begin = done["rows"], time.perf_counter() - done["seconds"]
