@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import Field, asdict, fields
 from datetime import datetime
 from functools import partial
@@ -114,30 +114,31 @@ def train_command(
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("data") not in (None, "", *data.DATASETS) and Path(given["data"]).is_dir():
         given["data"] = str(Path(given["data"]).resolve())  # so that the run can be resumed from another folder
-    own, out = out is None and not resume, folder_of_run(out, resume, given.get("data", "fashion-mnist"))
+    made = not resume and (out is None or not out.exists())
+    out = folder_of_run(out, resume, given.get("data", "fashion-mnist"))
     settings = (read_settings(out) | given) if resume else given
-    try:
-        with parallel.join(device.pick(settings.get("device", "auto"))):
-            out = Path(parallel.from_first(str(out)))
-            model, images_in, recipe, options = prepare(settings)
-            introduce(model, images_in, recipe, options, out)
-            options |= {"out": out, "resume": resume}
-            record = partial(record_start, settings, model, images_in, recipe, options)
+    with ExitStack() as cleanup:
+        if made:
+            cleanup.callback(remove_empty, out)  # as the settings were refused
+        try:
+            with parallel.join(device.pick(settings.get("device", "auto"))):
+                out = Path(parallel.from_first(str(out)))
+                cleanup.enter_context(claimed(out, resume))
+                model, images_in, recipe, options = prepare(settings)
+                introduce(model, images_in, recipe, options, out)
+                options |= {"out": out, "resume": resume}
+                record = partial(record_start, settings, model, images_in, recipe, options)
+                with resumable(out):
+                    history = train.fit(model, images_in, recipe, **options, on_start=record)
+                    result = final_number(model, images_in, recipe, options) if settings.get("test", True) else None
+        except KeyboardInterrupt:
+            print(f"\nstopped; {how_to_resume(out)}")
+            raise typer.Exit(130) from None
+        except parallel.WorkerLost as error:
+            raise parallel.WorkerLost(f"{error}: {how_to_resume(out)}") from error
+        if parallel.is_first():
             with resumable(out):
-                history = train.fit(model, images_in, recipe, **options, on_start=record)
-                result = final_number(model, images_in, recipe, options) if settings.get("test", True) else None
-    except KeyboardInterrupt:
-        print(f"\nstopped; {how_to_resume(out)}")
-        raise typer.Exit(130) from None
-    except parallel.WorkerLost as error:
-        raise parallel.WorkerLost(f"{error}: {how_to_resume(out)}") from error
-    finally:
-        if own:
-            with suppress(OSError):
-                out.rmdir()  # where it is empty still, as the settings were refused
-    if parallel.is_first():
-        with resumable(out):
-            conclude(images_in, history, result, out)
+                conclude(images_in, history, result, out)
 
 
 def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe, dict[str, Any]]:
@@ -189,18 +190,35 @@ def fields_of(config: type, settings: dict[str, Any]) -> dict[str, Any]:
 
 def folder_of_run(out: Path | None, resume: bool, name: str) -> Path:
     """Return the folder to write to. Raises ValueError rather than overwrite a run or resume a finished one."""
-    if resume and out is None:
+    if out is None and resume:
         return newest_run(checkpoint.STATE_FILE, unfinished=True)
-    if resume and (out / HISTORY_FILE).exists():
-        raise ValueError(f"the run in --out {out} is finished: there is nothing to resume, train a new one")
-    if resume:
-        return out
     if out is None:
         out = RUNS / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(name).name}"
         return new_folder(out) if parallel.is_first() else out
-    if (out / checkpoint.STATE_FILE).exists():
-        raise ValueError(f"--out {out} holds a run already: add --resume to go on with it, or name another folder")
+    refuse_taken(out, resume)
     return out
+
+
+def refuse_taken(out: Path, resume: bool) -> None:
+    """Raise ValueError where `out` holds a run, or, to resume it, a finished one."""
+    if resume and (out / HISTORY_FILE).exists():
+        raise ValueError(f"the run in --out {out} is finished: there is nothing to resume, train a new one")
+    if not resume and (out / checkpoint.STATE_FILE).exists():
+        raise ValueError(f"--out {out} holds a run already: add --resume to go on with it, or name another folder")
+
+
+@contextmanager
+def claimed(out: Path, resume: bool) -> Iterator[None]:
+    """Keep other runs out of the folder while the block runs. Raises TimeoutError where one is in it already."""
+    with files.claimed(out) if parallel.is_first() else nullcontext():
+        refuse_taken(out, resume)  # again: another process may have trained in it just before
+        yield
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove `folder` if nothing is in it."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def new_folder(out: Path) -> Path:
@@ -212,9 +230,14 @@ def new_folder(out: Path) -> Path:
 
 
 def newest_run(file: str, unfinished: bool = False) -> Path:
-    """Return the newest folder in runs/ that holds `file`. Raises ValueError if there is none."""
+    """Return the newest folder in runs/ that holds `file`. Raises ValueError if there is none.
+
+    An unfinished run is one that no process is training any more.
+    """
     found = sorted(RUNS.glob(f"*/{file}"), key=lambda path: path.stat().st_mtime)
-    found = [path for path in found if not (unfinished and (path.parent / HISTORY_FILE).exists())]
+    if unfinished:
+        found = [path for path in found if not (path.parent / HISTORY_FILE).exists()]
+        found = [path for path in found if not files.is_claimed(path.parent)]
     if not found:
         kind = "no unfinished run" if unfinished else "no run"
         raise ValueError(f"{kind} with a checkpoint in {RUNS}: train one first (python cnn.py), or name its folder")

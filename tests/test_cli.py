@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -301,6 +302,24 @@ def test_a_second_run_in_the_same_folder_is_refused(trained, monkeypatch, capsys
     assert status == 1
     assert "holds a run already: add --resume" in printed
     assert (out / checkpoint.MODEL_FILE).read_bytes() == before
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(trained, monkeypatch, capsys):
+    """Neither a start nor a resume gets in; what resumes the newest run takes the newest that nobody is at."""
+    out, _ = trained
+    (out / cnn.HISTORY_FILE).unlink()  # as if it had been stopped after its last epoch
+    for folder in ("older", "newer"):
+        shutil.copytree(out, cnn.RUNS / folder)
+    os.utime(cnn.RUNS / "older" / checkpoint.STATE_FILE, (0, 0))
+    with files.claimed(cnn.RUNS / "newer"), files.claimed(cnn.RUNS / "begun"):
+        for arguments in (["--resume", "--out", cnn.RUNS / "newer"], [*FAST, "--out", cnn.RUNS / "begun"]):
+            status, printed = run(monkeypatch, capsys, *arguments)
+            assert (status, "is being trained by another process" in printed) == (1, True), printed
+        status, printed = run(monkeypatch, capsys, "--resume", "--no-test")
+        assert (status, "older" in printed) == (0, True), printed
+        assert not (cnn.RUNS / "newer" / cnn.HISTORY_FILE).exists()
+    assert run(monkeypatch, capsys, "--resume", "--no-test")[0] == 0
+    assert (cnn.RUNS / "newer" / cnn.HISTORY_FILE).exists()
 
 
 def test_predict_names_a_file_that_is_no_image(trained, tmp_path, monkeypatch, capsys):

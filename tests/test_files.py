@@ -181,3 +181,19 @@ def test_a_block_is_replaced_between_its_marks_only(tmp_path):
         with pytest.raises(ValueError, match="page.md lacks the line"):
             files.replace_block(page, begin, end, "newer")
     assert "\nnew\n" in page.read_text(encoding="utf-8")
+
+
+def test_a_folder_is_claimed_by_one_process_and_a_killed_one_leaves_it_free(tmp_path):
+    folder = tmp_path / "new"
+    code = "import sys, time; from utils import files\nwith files.claimed(sys.argv[1]): print(flush=1); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, folder], cwd=files.ROOT, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert files.is_claimed(folder)
+        with pytest.raises(TimeoutError, match="new is being trained by another process"), files.claimed(folder):
+            pass
+        other.kill()
+    assert list(folder.iterdir())  # the lock that is left
+    assert not files.is_claimed(folder)
+    with files.claimed(folder):
+        assert files.is_claimed(folder)
+    assert list(folder.iterdir()) == []

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 60.0  # seconds that a process waits for another one that writes the same file
 CHECKSUM, BEFORE = "rows_sha256", "before"  # in a JSON file that says what rows are
 LENGTH = "rows_bytes"  # there, where rows are appended to a file: how many of its bytes the checksum is of
+CLAIM = ".training.lock"  # held by the process that trains in the folder
 OWN = "sha256"  # in a JSON file: the checksum of all the rest of it
 READINGS = 10  # of two files until they fit together: another process may be writing them
 ABANDONED = 3600.0  # seconds after which nobody works on a temporary file any more
@@ -177,6 +178,40 @@ def alone(path: str | Path) -> Iterator[None]:
                 what = f"cannot write {path}: another process has been at it for {PATIENCE:g} s"
                 raise TimeoutError(f"{what}; end that one, or try again") from error
         yield
+
+
+@contextlib.contextmanager
+def claimed(folder: str | Path) -> Iterator[None]:
+    """Keeps other processes from training in `folder` while one is in the block; makes the folder.
+
+    The lock is a hidden file in it, removed afterwards; one that a killed process left behind holds nobody up. Raises
+    TimeoutError at once when another process has the folder, OSError as `atomic_path`.
+    """
+    lock = filelock.FileLock(Path(folder) / CLAIM, timeout=0)
+    with contextlib.ExitStack() as held:
+        with _explaining(Path(folder) / CLAIM):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            try:
+                held.enter_context(lock)
+            except filelock.Timeout as error:
+                what = f"the run in {folder} is being trained by another process"
+                raise TimeoutError(f"{what}: wait until it has ended, end it, or name another folder") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # Windows removes it when it is released
+                (Path(folder) / CLAIM).unlink(missing_ok=True)
+
+
+def is_claimed(folder: str | Path) -> bool:
+    """True if a process is in `claimed(folder)` just now."""
+    if not (Path(folder) / CLAIM).exists():
+        return False
+    try:
+        with claimed(folder):
+            return False
+    except TimeoutError:
+        return True
 
 
 def append_row(path: str | Path, row: Mapping[str, object]) -> None:
