@@ -97,6 +97,15 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
         checkpoint.load_weights(CNN(CNNConfig(width=4)), CNN().state_dict(), tmp_path)
 
 
+@pytest.mark.parametrize("field", [{"attention": True}, {"norm": "spectral"}])
+def test_a_network_of_another_version_is_refused(field, tmp_path):
+    checkpoint.save_model(tmp_path, CNN(CNNConfig(width=3)), {})
+    saved = checkpoint.read(tmp_path / checkpoint.MODEL_FILE)
+    checkpoint.write(tmp_path / checkpoint.MODEL_FILE, saved | {"config": saved["config"] | field})
+    with pytest.raises(checkpoint.CheckpointError, match=f"does not know .*{next(iter(field))}.*or train again"):
+        checkpoint.load_model(tmp_path)
+
+
 def test_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint at .*train first"):
         checkpoint.load_model(tmp_path)

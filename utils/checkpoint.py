@@ -102,7 +102,13 @@ def load_model(folder: Path) -> tuple[CNN, dict[str, Any]]:
         raise CheckpointError(
             f"{path} holds a network that is not the course's CNN: load its weights with checkpoint.read"
         )
-    model = CNN(CNNConfig(**saved["config"]))
+    try:
+        model = CNN(CNNConfig(**saved["config"]))
+    except (TypeError, ValueError) as error:  # a field that is unknown here, or a value
+        raise CheckpointError(
+            f"{path} holds a network that this version of the course does not know ({error}): "
+            "use the version that it was trained with, or train again"
+        ) from error
     load_weights(model, saved["weights"], path)
     return model.eval(), saved["card"]
 
