@@ -374,11 +374,31 @@ def test_an_estimate_counts_runs_and_hours_before_they_start(counted):
     kept = len(counted)
     found = ablation.estimate(list(trials.values()))
     assert (found["runs"], found["kept"]) == (6, kept)
-    assert 1e-6 < found["core_hours"] < 1
     assert found["bytes"] == (2 * 5 + 1) * 4 * ablation.BYTES_A_ROW
     folder = files.cache_dir() / "runs"
     sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
     assert max(sizes) < 1.5 * (2 * 5 + 1) * ablation.BYTES_A_ROW
+
+
+@pytest.mark.parametrize("sizes", [[128, 2], [2, 128]], ids=str)
+def test_an_estimate_is_about_what_the_runs_take_whatever_the_batches(sizes):
+    """Two images a batch are fewer than there are classes, and take several times as long as 128 a batch."""
+    options = {name: OPTIONS[name] for name in ("source", "device", "precision")}
+    trials = list(ablation.plan(BASE, {"batch_size": sizes}, RECIPE, [0], **options).values())
+    found = ablation.estimate(trials)["core_hours"] * 3600
+    begin = time.process_time()
+    for trial in trials:
+        trial.train()
+    assert 0.5 < found / (time.process_time() - begin) < 2
+
+
+def test_runs_of_one_kind_are_timed_once_for_an_estimate(monkeypatch):
+    timed = []
+    monkeypatch.setattr(ablation, "seconds_an_epoch", lambda trial: timed.append(trial) or 7.0)
+    options = {name: OPTIONS[name] for name in ("source", "device", "precision")}
+    trials = ablation.plan(BASE, {"epochs": [1, 3]}, RECIPE, [0, 1], lr=[0.1, 0.2], **options)
+    assert ablation.estimate(list(trials.values()))["core_hours"] * 3600 == pytest.approx(7 * (1 + 3) * 4)
+    assert len(timed) == 1
 
 
 def test_a_worker_with_other_code_is_refused(monkeypatch):

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import threading
@@ -43,6 +44,7 @@ NAMES = {("residual", True): "residual", ("residual", False): "plain"}  # of var
 NEEDS = {("dropout_where", "none"): {"dropout": 0.0}}  # a value that leaves another field without a meaning
 LONGEST_NAME = 100  # of a sweep: files are called by it
 BYTES_A_ROW = 150  # of a kept run
+TIMED_IMAGES = 64  # at least, for an estimate: starting takes as long as a few images
 ALONE = threading.Lock()  # PyTorch's random numbers are those of the process: runs in threads of one would mix them
 
 
@@ -83,11 +85,15 @@ class Trial:
 
         A run that diverges gives the rows of the epochs before, and says so in its last row.
         """
+        return self.train_on(load(self.source))
+
+    def train_on(self, images: data.ImageData) -> list[list[Any]]:
+        """Do what `train` does on `images`, which may be a few of those of the source."""
         threads = torch.get_num_threads()
         if self.device == "cpu":
             torch.set_num_threads(1)
         try:
-            return self.rows(load(self.source))
+            return self.rows(images)
         finally:
             torch.set_num_threads(threads)
 
@@ -408,25 +414,33 @@ def kept(trial: Trial) -> list[list[Any]] | None:
 
 
 def estimate(trials: Sequence[Trial]) -> dict[str, float]:
-    """Return "runs", "kept" ones, and of the rest "core_hours" and "bytes", from one timed step of each network."""
+    """Return "runs", "kept" ones, and of the rest "core_hours" and "bytes", from a timed part of an epoch of each kind.
+
+    Runs that differ in nothing but learning rate, seed and number of epochs are of one kind.
+    """
     missing = [trial for trial in trials if kept(trial) is None]
-    seconds = {trial.config: 0.0 for trial in missing}
-    for config in seconds:
-        seconds[config] = seconds_an_image(next(trial for trial in missing if trial.config == config))
-    images = {trial: trial.recipe.epochs * len(load(trial.source).train) for trial in missing}
+    kinds = {trial: replace(trial, recipe=replace(trial.recipe, epochs=1, lr=1e-6, seed=0)) for trial in missing}
+    seconds = {kind: seconds_an_epoch(kind) for kind in dict.fromkeys(kinds.values())}
+    hours = sum(trial.recipe.epochs * seconds[kind] for trial, kind in kinds.items()) / 3600
     rows = sum(5 * trial.recipe.epochs + 1 for trial in missing)
-    hours = sum(images[trial] * seconds[trial.config] for trial in missing) / 3600
     return {"runs": len(trials), "kept": len(trials) - len(missing), "core_hours": hours, "bytes": rows * BYTES_A_ROW}
 
 
-def seconds_an_image(trial: Trial) -> float:
-    """Return the seconds an image of `trial`, in one thread, measured on two batches after two that warm up."""
-    recipe = replace(trial.recipe, epochs=1)
-    few = replace(trial, recipe=recipe, source=replace(trial.source, images=2 * recipe.batch_size))
-    few.train()
-    begin = time.perf_counter()
-    few.train()
-    return (time.perf_counter() - begin) / (2 * recipe.batch_size)
+def seconds_an_epoch(trial: Trial) -> float:
+    """Return about how long a core has to do with the one epoch of `trial`: part of it is run twice, the second timed.
+
+    The part is two batches or more, and the same share of the validation images.
+    """
+    images, size = load(trial.source), trial.recipe.batch_size
+    some = max(2, TIMED_IMAGES // size) * size
+    share = min(1.0, some / len(images.train))
+    validation = images.validation[: math.ceil(share * len(images.validation))]
+    few = replace(images, train=images.train[:some], validation=validation)
+    clock = time.process_time if trial.device == "cpu" else time.perf_counter  # what else the cores do is not counted
+    trial.train_on(few)
+    begin = clock()
+    trial.train_on(few)
+    return (clock() - begin) / share
 
 
 def facet(runs: pd.DataFrame, value: str) -> pd.DataFrame:

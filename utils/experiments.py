@@ -14,7 +14,6 @@ from typing import Any
 
 import joblib
 import pandas as pd
-import torch
 
 from utils import ablation, evidence, files, tables
 from utils.device import cpu_multiplies_bf16
@@ -444,12 +443,7 @@ def fingerprint(trial: ablation.Trial) -> list[float]:
     """
     images = ablation.load(replace(trial.source, images=FINGERPRINT_IMAGES))
     images = replace(images, validation=images.validation[:512])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        rows = replace(trial, recipe=replace(trial.recipe, epochs=1)).rows(images)
-    finally:
-        torch.set_num_threads(threads)
+    rows = replace(trial, recipe=replace(trial.recipe, epochs=1)).train_on(images)
     losses = {split: value for _, _, split, metric, value, _ in rows if metric == "loss"}
     return [losses.get("train", math.inf), losses.get("validation", math.inf)]
 
