@@ -162,6 +162,24 @@ def test_equal_values_everywhere_are_no_effect():
     assert math.isnan(row.correlation)
 
 
+def test_runs_that_all_diverged_say_nothing_about_a_margin():
+    runs = made_up({"a": OURS, "b": THEIRS})
+    runs = runs[runs["metric"] == "diverged"].assign(value=1.0)
+    runs.attrs = {"validation_images": 5000, "num_classes": 10}
+    for margin in (-0.005, 0.0, 0.005):
+        (row,) = evidence.compare(runs, "b", margin=margin).itertuples()
+        assert (row.n, row.diverged) == (6, 12)
+        assert (row.difference, row.p, row.verdict) == (0, 1, "inconclusive")
+
+
+@pytest.mark.parametrize("theirs", [[0.9, 0.8], [0.8924, 0.8898, 0.905]], ids=str)
+def test_differences_that_agree_to_rounding_have_no_spread(theirs):
+    """Accuracies lie on a grid, so that two or three differences are easily the same: by chance, not by certainty."""
+    result = evidence.paired(np.array(theirs) + 0.0002, np.array(theirs))
+    assert result["p"] == 1
+    assert result["difference"] == pytest.approx(0.0002)
+
+
 def test_a_difference_is_said_in_points_with_its_interval():
     result = evidence.paired(np.array([91.0, 92.0, 93.0]), np.array([90.0, 91.5, 91.5]))
     low, high = stats.t.interval(0.95, 2, loc=1.0, scale=stats.sem([1.0, 0.5, 1.5]))

@@ -3,7 +3,8 @@
 The difference of two variants is taken seed by seed. It is *supported* when p < 0.05 against the margin δ and it lies
 above δ, *refuted* when below, else *inconclusive*. Among several claims p is corrected (Holm 1979), while the intervals
 shown are of each claim alone: one may clear the margin and its claim still be inconclusive. Intervals are Student's:
-bootstrap intervals of ten values miss the truth too often.
+bootstrap intervals of ten values miss the truth too often. Pairs that all differ by the same, as when every run diverged,
+show no spread to judge the difference by: p is 1.
 """
 
 import math
@@ -17,6 +18,7 @@ from scipy import stats
 from utils.train import DIVERGED
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # relative to the values: a smaller spread comes from their subtraction
 
 
 def compare(
@@ -61,9 +63,10 @@ def paired(ours: np.ndarray, theirs: np.ndarray, margin: float = 0.0) -> dict[st
         raise ValueError(f"{n} seed: no interval is possible; expected two or more, and ten for a claim")
     differences = ours - theirs
     mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(n)
+    error = 0.0 if error <= ROUNDING * np.abs([ours, theirs]).max() else error
     half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * error
+    p = 2 * stats.t.sf(abs(mean - margin) / error, n - 1) if error else 1.0
     with np.errstate(invalid="ignore", divide="ignore"):
-        p = 2 * stats.t.sf(abs(np.divide(mean - margin, error)), n - 1) if error > 0 else float(mean == margin)
         constant = ours.std() == 0 or theirs.std() == 0
         correlation = math.nan if constant else np.corrcoef(ours, theirs)[0, 1]
     result = {"n": n, "difference": mean, "low": mean - half, "high": mean + half, "p": p}
