@@ -3,8 +3,8 @@
 The difference of two variants is taken seed by seed. It is *supported* when p < 0.05 against the margin δ and it lies
 above δ, *refuted* when below, else *inconclusive*. Among several claims p is corrected (Holm 1979), while the intervals
 shown are of each claim alone: one may clear the margin and its claim still be inconclusive. Intervals are Student's:
-bootstrap intervals of ten values miss the truth too often. Pairs that all differ by the same, as when every run diverged,
-show no spread to judge the difference by: p is 1.
+bootstrap intervals of ten values miss the truth too often. Pairs that all differ by the same, as when every run
+diverged, show no spread to judge the difference by: p is 1.
 """
 
 import math
