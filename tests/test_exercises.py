@@ -241,14 +241,30 @@ def test_check_leaves_the_readers_random_numbers_alone(key):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_half_batch_exercise_refuses_a_whole_batch(capsys):
-    def whole(model, optimizer, images, labels):
+def one_loss(model, images, labels):
+    return torch.nn.functional.cross_entropy(model(images), labels)
+
+
+def both_losses(model, images, labels):
+    pairs = zip(images.chunk(2), labels.chunk(2), strict=True)
+    return sum(one_loss(model, *pair) for pair in pairs) / 2
+
+
+def joined_logits(model, images, labels):
+    return torch.nn.functional.cross_entropy(torch.cat([model(half) for half in images.chunk(2)]), labels)
+
+
+@pytest.mark.parametrize("loss", [one_loss, both_losses, joined_logits])
+def test_half_batch_exercise_refuses_a_whole_batch_in_memory(loss, capsys):
+    """Also in two parts, when what both of them need for backward() is kept at once."""
+
+    def step(model, optimizer, images, labels):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        loss(model, images, labels).backward()
         optimizer.step()
 
-    assert exercises.check("00.halves", whole) is False
-    assert "8 images at once are too many" in capsys.readouterr().out
+    assert exercises.check("00.halves", step) is False
+    assert "8 images at once wait for backward(): too many" in capsys.readouterr().out
 
 
 def test_budget_exercise_measures_size_parameters_flops_and_learning():
@@ -276,6 +292,26 @@ def test_gain_exercise_knows_what_can_be_calculated():
     expected = [math.sqrt(2 / 1.25), *(square**-0.5 for square in squares)]
     torch.manual_seed(0)
     assert exercises.gains_of_three(EXERCISES["05.gain"].right) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_gain_exercise_takes_a_simulation_of_100_000_draws_and_asks_a_noisy_one_for_more(seed, capsys):
+    generator = torch.Generator().manual_seed(seed)
+    said = {}
+    for draws in (100_000, 1_000):
+        sample = partial(torch.randn, generator=generator)
+        exercises.check("05.gain", lambda f, n=draws, sample=sample: f(sample(n)).pow(2).mean().rsqrt().item())
+        said[draws] = capsys.readouterr().out[:8]
+    assert said[100_000].startswith("✔")
+    assert said[1_000] == "✘ Nearly"
+
+
+def test_only_a_near_answer_that_is_no_known_mistake_is_called_nearly_right(monkeypatch, capsys):
+    mistake = Mistake(2.1, "A tenth too many.")
+    monkeypatch.setitem(REGISTRY, "number", replace(NUMBER, mistakes=(mistake,), nearly="Nearly: go on."))
+    for answer in (1.9, 2.1, 2.3):
+        assert exercises.check("number", answer) is False
+    assert [line[2:8] for line in capsys.readouterr().out.splitlines()] == ["Nearly", "A tent", "That i"]
 
 
 def scaled_up(network):

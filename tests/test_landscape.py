@@ -237,24 +237,3 @@ def test_filter_normalized_slice_is_the_same_for_rescaled_weights(batch):
                 block.conv1.weight *= 3
     np.testing.assert_allclose(slices[1], slices[0], rtol=1e-3)  # not exactly, for the ε of batch norm
     assert slices[0].std() > 0.05
-
-
-# ------------------------------------------------------------------------------------------- gradient descent on them
-
-X, Y = np.linspace(-2, 2, 9), np.linspace(-1, 1, 7)
-BOWL = 0.5 * (4 * X[None, :] ** 2 + 1 * Y[:, None] ** 2)  # curvature 4 across, 1 up
-
-
-def test_descent_on_a_quadratic_is_geometric():
-    way = landscape.descend(X, Y, BOWL, (1.0, -0.8), lr=0.1, steps=10)
-    k = np.arange(11)
-    expected = np.stack([1.0 * (1 - 0.1 * 4) ** k, -0.8 * (1 - 0.1 * 1) ** k], axis=1)
-    np.testing.assert_allclose(way, expected, atol=1e-9)
-
-
-@pytest.mark.parametrize(("share", "leaves"), [(0.98, False), (1.02, True)])
-def test_descent_leaves_a_quadratic_above_two_over_its_curvature(share, leaves):
-    way = landscape.descend(X, Y, BOWL, (1.0, 0.5), lr=share * 2 / 4, steps=200)
-    assert (len(way) < 201) == leaves
-    assert (abs(way[-1, 0]) > 2) == leaves
-    assert abs(way[-1, 0]) < 0.01 or leaves

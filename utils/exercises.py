@@ -22,6 +22,7 @@ from utils import ablation, data, files, train, widgets
 from utils.model import CNN, CNNConfig
 
 SOLVED = "solved-exercises.json"  # in the cache folder: the keys of exercises that were solved on this machine
+NEARLY = 0.1  # a tolerance: within it an answer is told that it is nearly right, where an exercise has words for that
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Exercise:
     hints: tuple[str, ...]  # step by step, none of them the solution
     measure: Callable[[Any], Any] = lambda answer: answer
     tolerance: float = 1e-4  # largest difference, relative to the largest number in the right answer
+    nearly: str = ""  # the sentence said to an answer that is within NEARLY of the right one, and no known mistake
 
 
 Item = TypeVar("Item", Quiz, Exercise)
@@ -181,6 +183,8 @@ def judge(exercise: Exercise, answer: Any) -> tuple[bool, str]:
     for mistake in exercise.mistakes:
         if same(got, measured(exercise, mistake.answer), exercise.tolerance):
             return False, mistake.because
+    if exercise.nearly and same(got, right, NEARLY):
+        return False, exercise.nearly
     return False, f"{oddity(got, right)} Expected {exercise.expects}."
 
 
@@ -264,15 +268,23 @@ def in_halves(
 def weights_after_steps(step: Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor], None]) -> Tensor:
     """Return the weights of a small linear model after two calls of `step` on batches of 8 images of 5 values.
 
-    Raises ValueError when `step` passes more than 4 of them through the model at once.
+    Raises ValueError when more than 4 of them have passed through the model and still wait for `backward()`.
     """
+    waiting = 0
 
-    def watch(model: nn.Module, inputs: tuple[Tensor]) -> None:
-        if len(inputs[0]) > 4:
-            raise ValueError(f"{len(inputs[0])} images at once are too many for the memory, of a batch of 8")
+    def count(model: nn.Module, inputs: tuple[Tensor]) -> None:
+        nonlocal waiting
+        waiting += len(inputs[0])
+        if waiting > 4:
+            raise ValueError(f"{waiting} images at once wait for backward(): too many for the memory, of a batch of 8")
+
+    def free(weight: Tensor) -> None:
+        nonlocal waiting
+        waiting = 0
 
     model = nn.Linear(5, 3)
-    model.register_forward_pre_hook(watch)
+    model.register_forward_pre_hook(count)
+    model.weight.register_post_accumulate_grad_hook(free)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(2):
         step(model, optimizer, torch.randn(8, 5), torch.randint(3, (8,)))
@@ -398,12 +410,16 @@ def steps_needed(
     `math.inf` if some distance does not shrink. The options are the mistakes that one can make in it.
     """
     slowest = pick([abs(1 - lr * curvature) for curvature in curvatures])
+    if slowest == 0:
+        return 1
     return math.inf if slowest >= 1 else rounded(math.log(0.01) / math.log(slowest))
 
 
 def steps_cases(function: Callable[[list[float], float], float]) -> list[float]:
-    """Return what `function` says of a round bowl, of narrow ones, and of rates that overshoot or diverge; ∞ is -1."""
+    """Return what `function` says of narrow bowls, of rates that overshoot, never settle or diverge, and of one that
+    lands at the bottom; ∞ is -1."""
     cases = [([1.0, 4.0], 0.2), ([4.0, 1.0], 0.3), ([100.0, 3.0, 1.0], 0.012), ([4.0, 1.0], 0.48), ([4.0, 1.0], 0.52)]
+    cases += [([4.0, 1.0], 0.5), ([2.0, 2.0], 0.5)]
     said = [function(list(curvatures), lr) for curvatures, lr in cases]
     return [-1 if value == math.inf else value for value in said]
 
@@ -488,6 +504,29 @@ LESSON_01 = {
             Option(
                 "Much steeper with batch norm, because its statistics grow too",
                 "They grow, and that is the cure: what is 255 times as large is divided by 255 times as much.",
+            ),
+        ),
+    ),
+    "01.accuracy": Quiz(
+        "Each of the five inputs trains at its own best learning rate, without batch norm. How much validation "
+        "accuracy do normalized pixels bring, against pixels from 0 to 1 and against bytes?",
+        (
+            Option(
+                "much against both: networks need mean 0 and standard deviation 1",
+                "Pixels from 0 to 1 are near unit size already, and weights and bias make up for the rest.",
+            ),
+            Option(
+                "little against pixels from 0 to 1, much against bytes",
+                "What counts is that the input is near the size that the initial weights are made for.",
+                right=True,
+            ),
+            Option(
+                "they lose against pixels from 0 to 1, whose loss surface is the flattest",
+                "At the start it is, but that lets them stand no larger rates, and training soon leaves the start.",
+            ),
+            Option(
+                "nothing against either: a network can undo any scale, given its own best rate",
+                "It can represent the same function, but gradient descent starts far from it and does not get there.",
             ),
         ),
     ),
@@ -602,13 +641,39 @@ LESSON_02 = {
             ),
         ),
     ),
+    "02.schedule": Quiz(
+        "Four networks do about equal work. In three of them the image halves from layer to layer, and the channels "
+        "double, stay as they are, or quadruple. In the fourth, `flat`, image and channels stay as they are. Which one "
+        "learns best, in a short training?",
+        (
+            Option(
+                "the one that doubles: that most networks do so has its reasons",
+                "It is among the best; but ten seeds show no difference between it and the one whose channels stay.",
+            ),
+            Option(
+                "`flat`: it alone throws no detail away",
+                "It keeps the detail, and is far behind the other three.",
+            ),
+            Option(
+                "the one that quadruples: it has most parameters",
+                "It has, and does worse than doubling here. Parameters are not what is lacking in a short training.",
+            ),
+            Option(
+                "the one that doubles and the one whose channels stay, with no difference to see",
+                "Both halve the image, and ten seeds show no difference between them. `flat`, which does not, is far "
+                "behind.",
+                right=True,
+            ),
+        ),
+    ),
     "02.one_pixel": Quiz(
         "Shift an image by one pixel, and a convolution's output shifts by one pixel. So if all validation images move "
         "one pixel to the right, how many of the network's answers change?",
         (
             Option(
                 "none, because convolutions shift along and the average over the map forgets the place",
-                "So it would be without strides; but from a shift by one pixel, every second pixel is another one.",
+                "So it would be without strides and without borders. A stride of 2 picks other pixels after a shift by "
+                "one; and padding with zeros shows where the border is.",
             ),
             Option(
                 "none, because max pooling makes the network invariant to small shifts",
@@ -623,6 +688,30 @@ LESSON_02 = {
             Option(
                 "nearly all, because the network has learned from centred images only",
                 "It has, but neighbouring shifts look alike to it, and most answers stand.",
+            ),
+        ),
+    ),
+    "02.pooling": Quiz(
+        "Four networks differ in how they halve the image. In three of them the stem does so by max pooling, by "
+        "averages, or by a strided convolution, and the layers after it by strides. The fourth uses max pooling "
+        "everywhere. Which one learns best, in a short training?",
+        (
+            Option(
+                "max pooling in the stem only: each further one throws numbers away",
+                "The strides that stand in its place throw away as many. Ten seeds show no difference between the two.",
+            ),
+            Option(
+                "both with max pooling, with no difference to see",
+                "Ten seeds show none between them; averages and strides in the stem are behind.",
+                right=True,
+            ),
+            Option(
+                "averages in the stem: they keep most of the picture",
+                "They do, but to the network they are part of the convolution before them: a weighted sum of a sum.",
+            ),
+            Option(
+                "strides in the stem: there the network learns how to halve",
+                "It learns the weights of a sum, and the largest of four numbers is no weighted sum. It is behind.",
             ),
         ),
     ),
@@ -1122,8 +1211,8 @@ LESSON_05 = {
         ),
     ),
     "05.layers": Quiz(
-        "PyTorch's `nn.Conv2d` draws weights of variance 1/(3 · fan-in). From layer to layer of a plain network with "
-        "ReLUs, the mean square of the signal …",
+        "PyTorch's `nn.Conv2d` draws weights of variance 1/(3 · fan-in). Without its biases, from layer to layer of a "
+        "plain network with ReLUs, the mean square of the signal …",
         (
             Option(
                 "stays as it is: that is what an initialization is for",
@@ -1169,7 +1258,7 @@ LESSON_05 = {
         ),
     ),
     "05.gain": Exercise(
-        expects="a function f(activation) that returns a number, from many draws",
+        expects="a function f(activation) that returns a number, from 100,000 draws or more",
         right=gain_of,
         because="What the activation leaves of a mean square of 1, the weights make up for.",
         mistakes=(
@@ -1205,6 +1294,7 @@ LESSON_05 = {
         ),
         measure=gains_of_three,
         tolerance=0.02,
+        nearly="Nearly: draw more numbers, your simulation is still noisy.",
     ),
     "05.repair": Exercise(
         expects="a function f(network) that changes the weights of its convolutions in place",

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from scipy.interpolate import RectBivariateSpline
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
@@ -129,25 +128,6 @@ def loss_slice(
     center = prepared(model, images)
     points = ([moved(center, (float(a), across), (float(b), up)) for a in x] for b in y)
     return np.array([[F.cross_entropy(point(images), labels).item() for point in row] for row in points])
-
-
-def descend(
-    x: np.ndarray, y: np.ndarray, losses: np.ndarray, start: tuple[float, float], lr: float, steps: int
-) -> np.ndarray:
-    """Return the way of gradient descent over a slice: (steps + 1)×2 places (x, y), `start` first.
-
-    The gradient is that of the bicubic spline through `losses` (len(y)×len(x), at least 4×4). A way that leaves the
-    slice ends with its first place outside, because nothing is known there.
-    """
-    spline = RectBivariateSpline(y, x, losses)
-    way = [np.array(start, dtype=float)]
-    for _ in range(steps):
-        a, b = way[-1]
-        if not (x[0] <= a <= x[-1] and y[0] <= b <= y[-1]):
-            break
-        gradient = np.array([spline(b, a, dy=1).item(), spline(b, a, dx=1).item()])  # by x, by y
-        way.append(way[-1] - lr * gradient)
-    return np.array(way)
 
 
 # --- the loss along a training step

@@ -350,8 +350,8 @@ assert difference < 1e-4
 
 # %% [markdown]
 # And your prediction? A network that knows nothing gives each of the ten classes a probability near 1/10. The loss is
-# $-\ln p$, where $p$ is the probability of the true class: $-\ln \tfrac{1}{10} = \ln 10$. When a first loss is far from
-# this, something is wrong with the initialization or the input. It is the cheapest test there is.
+# $-\ln p$, where $p$ is the probability of the true class: $-\ln \tfrac{1}{10} = \ln 10$. When the first loss of a network with
+# normalization is far from this, something is wrong with the initialization or the input. It is the cheapest test there is.
 
 # %%
 print(f"ln 10 = {np.log(10):.2f}, first loss = {yours[0]:.2f}")
