@@ -117,6 +117,7 @@ def train_command(
     made = not resume and (out is None or not out.exists())
     out = folder_of_run(out, resume, given.get("data", "fashion-mnist"))
     settings = (read_settings(out) | given) if resume else given
+    preparing = True
     with ExitStack() as cleanup:
         if made:
             cleanup.callback(remove_empty, out)  # as the settings were refused
@@ -128,6 +129,7 @@ def train_command(
                 introduce(model, images_in, recipe, options, out)
                 options |= {"out": out, "resume": resume}
                 record = partial(record_start, settings, model, images_in, recipe, options)
+                preparing = False
                 with resumable(out):
                     history = train.fit(model, images_in, recipe, **options, on_start=record)
                     result = final_number(model, images_in, recipe, options) if settings.get("test", True) else None
@@ -135,6 +137,8 @@ def train_command(
             print(f"\nstopped; {how_to_resume(out)}")
             raise typer.Exit(130) from None
         except parallel.WorkerLost as error:
+            if preparing and not parallel.is_first():
+                raise typer.Exit(1) from error  # the first process has said what was wrong
             raise parallel.WorkerLost(f"{error}: {how_to_resume(out)}") from error
         if parallel.is_first():
             with resumable(out):

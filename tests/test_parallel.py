@@ -195,6 +195,21 @@ def test_a_killed_worker_ends_the_run_and_resume_goes_on(tmp_path, monkeypatch):
 
 
 @not_on_windows
+def test_wrong_input_that_one_process_finds_is_all_that_is_said(tmp_path):
+    """Of data that are missing, and of a folder that another process trains in."""
+    with files.claimed(tmp_path):
+        for arguments, words in (
+            (["--data", "/nonexistent"], "no data set and no folder is called '/nonexistent'"),
+            ([*FAST, "--out", tmp_path], "is being trained by another process"),
+        ):
+            run = start("cnn.py", *arguments)
+            printed = run.communicate(timeout=120)[0]
+            assert run.returncode != 0
+            assert len(re.findall("error: .*", printed)) == 1, printed
+            assert words in printed
+
+
+@not_on_windows
 def test_processes_diverge_together():
     """One of them says at which step, and none that another one was lost."""
     run = start("cnn.py", *FAST, "--epochs", 2, "--lr", 1e6, "--norm", "none")
