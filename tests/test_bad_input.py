@@ -544,6 +544,14 @@ def by_pillow(path: Path, mode: str = "RGB") -> np.ndarray:
     return converted.reshape(*converted.shape[:2], -1)
 
 
+def on_white(pixels: np.ndarray) -> np.ndarray:
+    """H×W×2 or H×W×4 pixels, the last channel alpha, over white; others as they are."""
+    if pixels.shape[2] not in (2, 4):
+        return pixels
+    colour, alpha = pixels[:, :, :-1].astype(float), pixels[:, :, -1:] / 255
+    return np.round(colour * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
 def png(width: int, height: int, depth: int, colour: int, rows: bytes | Iterator[bytes], extra: bytes = b"") -> bytes:
     """A PNG file by its specification; `rows` are compressed one after the other."""
     packer = zlib.compressobj(6)
@@ -562,7 +570,7 @@ def saved(mode: str, suffix: str, channels: int, exact: bool = True, **options: 
     def make(path: Path, seed: int) -> np.ndarray:
         pixels = random_pixels(seed, channels)
         image_of(pixels).convert(mode).save(path, **options)
-        return pixels[:, :, : 1 if channels < 3 else 3] if exact else by_pillow(path, "L" if channels < 3 else "RGB")
+        return on_white(pixels if exact else by_pillow(path, {1: "L", 3: "RGB", 4: "RGBA"}[channels]))
 
     make.suffix = suffix
     return make
@@ -575,8 +583,8 @@ def deep(colour: int, channels: int) -> Callable:
         pixels = random_pixels(seed, channels, np.uint16)
         rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
         path.write_bytes(png(WIDTH, HEIGHT, 16, colour, rows))
-        upper = (pixels >> 8).astype(np.uint8)
-        return {1: upper, 2: upper[:, :, :1].repeat(3, 2)}.get(channels, upper[:, :, :3])  # Pillow has no such greys
+        upper = on_white((pixels >> 8).astype(np.uint8))
+        return upper.repeat(3, 2) if channels == 2 else upper  # Pillow has no such greys
 
     make.suffix = ".png"
     return make
@@ -617,16 +625,16 @@ def made(suffix: str, write: Callable[[Path, int], Any]) -> Callable:
 
 
 def palette(path: Path, seed: int) -> np.ndarray:
-    """Colours by number, some of them transparent: these are read as the colour that they have."""
+    """Colours by number, some of them transparent."""
     pixels = random_pixels(seed, 3)
     image_of(pixels).quantize(16).save(path, transparency=bytes(range(0, 256, 16)))
-    return by_pillow(path, "RGBA")[:, :, :3]
+    return on_white(by_pillow(path, "RGBA"))
 
 
 def grey_with_a_transparent_value(path: Path, seed: int) -> np.ndarray:
     pixels = random_pixels(seed, 1)
     image_of(pixels).save(path, transparency=int(pixels[0, 0, 0]))
-    return pixels
+    return np.where(pixels == pixels[0, 0, 0], np.uint8(255), pixels)
 
 
 def black_and_white(path: Path, seed: int) -> np.ndarray:

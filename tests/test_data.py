@@ -378,16 +378,62 @@ def test_exif_orientation_is_honoured(tmp_path):
     assert np.array_equal(folders.decode(tmp_path / "turned.png")[:, :, 0], np.array(upright))
 
 
+def on_white(pixels: np.ndarray) -> np.ndarray:
+    """H×W×2 or H×W×4 pixels, the last channel alpha, over white (Porter & Duff 1984)."""
+    colour, alpha = pixels[:, :, :-1].astype(float), pixels[:, :, -1:] / 255
+    return np.round(colour * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
 def test_16_bits_palettes_and_transparency_become_8_bits_a_channel(tmp_path):
     deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     Image.fromarray(deep).save(tmp_path / "deep.png")
     assert np.array_equal(folders.decode(tmp_path / "deep.png")[:, :, 0], deep // 256)
     colour = Image.fromarray(random_images(8, 8, 4).numpy())  # with an alpha channel
     colour.save(tmp_path / "alpha.png")
-    assert np.array_equal(folders.decode(tmp_path / "alpha.png"), np.array(colour)[:, :, :3])
+    assert np.array_equal(folders.decode(tmp_path / "alpha.png"), on_white(np.array(colour)))
     colour.convert("RGB").quantize(16).save(tmp_path / "palette.png")
     expected = np.array(colour.convert("RGB").quantize(16).convert("RGB"))
     assert np.array_equal(folders.decode(tmp_path / "palette.png"), expected)
+
+
+def test_what_hides_below_transparent_pixels_is_not_seen(tmp_path):
+    """Whether alpha is a channel, or belongs to one colour or to the palette's."""
+    noise = random_images(8, 8, 3).numpy()
+    opaque = Image.fromarray(noise)
+    for mode in ("RGBA", "LA"):
+        hidden = opaque.convert(mode)
+        hidden.putalpha(0)
+        hidden.save(tmp_path / f"{mode}.png")
+    for mode, kind in (("P", bytes(256)), ("L", 7), ("RGB", (7, 7, 7))):
+        image = opaque.quantize(16) if mode == "P" else Image.new(mode, (8, 8), kind)
+        image.save(tmp_path / f"{mode}.png", transparency=kind)
+    Image.fromarray(np.full((8, 8), 7, np.uint16)).save(tmp_path / "deep.png", transparency=7)
+    for path in tmp_path.iterdir():
+        assert (folders.decode(path, channels=3) == 255).all(), path.name
+
+
+def test_a_palette_of_greys_is_grey(tmp_path):
+    """Where all of it is: a folder of such images, and others that have no palette, is grey."""
+    greys = make_folder(tmp_path, {"a": 6, "b": 6}, mode="L")
+    for path in (greys / "b").iterdir():
+        with Image.open(path) as image:
+            wanted = np.array(image)
+            image.convert("P").save(path)
+        assert np.array_equal(folders.decode(path)[:, :, 0], wanted)
+        assert folders.decode(path, channels=3).shape[2] == 3
+    assert data.load(tmp_path, progress=False).in_channels == 1
+
+
+def test_images_in_folders_that_are_not_read_are_told(tmp_path):
+    for part in ("train", "test", "val"):
+        make_folder(tmp_path / part, {"a": 6, "b": 6})
+    make_folder(tmp_path / "train" / "a", {"more": 2})
+    with pytest.warns(UserWarning, match="left out") as warned:
+        data.load(tmp_path, progress=False)
+    told = [str(each.message) for each in warned if each.category is UserWarning]
+    within, beside = told
+    assert "(2 in a/more/): move them into the folder of their class" in within
+    assert "(12 in val/): move them into train/" in beside
 
 
 def test_size_makes_mixed_sizes_one(tmp_path):

@@ -34,7 +34,7 @@ INPUT_NORMS = {"per-image": (0.0, 1.0), "0.5-0.5": (0.5, 0.5), "0-1": (0.0, 1.0)
 MAX_SEED = 2**63 - 1  # of PyTorch, and of a table of results
 LARGEST_SIDE = 4096  # pixels of an image that others are scaled to: more is a slip
 WORKING_MEMORY = 8 * 10**8  # bytes that a lesson may take, besides what it has when it loads its images
-CACHE_FORMAT = 1  # to be raised when images are decoded differently: older caches are then made again
+CACHE_FORMAT = 2  # to be raised when images are decoded differently: older caches are then made again
 
 
 @dataclass(frozen=True, eq=False)

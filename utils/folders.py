@@ -66,7 +66,8 @@ def shown(text: object) -> str:
 def list_images(root: Path) -> tuple[Listing, Listing | None]:
     """The training and the test images below `root`; the second is None when there is no split into train/ and test/.
 
-    Raises FileNotFoundError without images, ValueError for fewer than two classes or different ones in train and test.
+    Warns of images in other folders, beside train/ and test/ or within a class, and of those of another kind. Raises
+    FileNotFoundError without images, ValueError for fewer than two classes or different ones in train and test.
     """
     if not ((root / "train").is_dir() and (root / "test").is_dir()):
         return _list_classes(root), None
@@ -80,7 +81,29 @@ def list_images(root: Path) -> tuple[Listing, Listing | None]:
             f"the class folders below {shown(root)} differ: only in train/ are {only_train}, only in test/ "
             f"{only_test}; expected the same in both"
         )
+    beside = {path.name: _count(path) for path in _folders(root) if path.name.lower() not in ("train", "test")}
+    _warn_of(beside, root, "move them into train/ if they belong to the data: validation images are taken from there")
     return train, test
+
+
+def _folders(path: Path) -> list[Path]:
+    """The folders in a folder, but for hidden ones, and for links, which may lead back."""
+    with os.scandir(path) as entries:
+        return sorted(Path(e) for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
+
+
+def _count(path: Path) -> int:
+    """How many images there are in a folder and in those below it."""
+    files = [name for _, _, names in os.walk(path) for name in names]
+    return sum(name.lower().endswith(SUFFIXES) and not name.startswith(".") for name in files)
+
+
+def _warn_of(left_out: dict[str, int], root: Path, remedy: str) -> None:
+    """Warn of the folders below `root` that have images which are not read; `left_out` says how many each."""
+    told = [f"{count:,} in {shown(name)}/" for name, count in left_out.items() if count]
+    if told:
+        some = f"{', '.join(told[:5])}{f' and {len(told) - 5:,} folders more' if len(told) > 5 else ''}"
+        warnings.warn(f"images below {shown(root)} are left out ({some}): {remedy}", stacklevel=5)
 
 
 def _some(names: list[str]) -> str:
@@ -105,6 +128,8 @@ def _list_classes(root: Path) -> Listing:
         raise FileNotFoundError(f"no images in class folders below {shown(root)}: expected {LAYOUT}")
     if len(names) == 1:
         raise ValueError(f"{shown(root)} has one class folder only, {names[0]!r}: expected at least two ({LAYOUT})")
+    below = {f"{path.name}/{folder.name}": _count(folder) for path in paths for folder in _folders(path)}
+    _warn_of(below, root, "move them into the folder of their class, if they belong to the data")
     return Listing(root, names, files)
 
 
@@ -189,10 +214,11 @@ def decode_all(
 
 
 def decode(path: Path, size: tuple[int, int] | None = None, channels: int | None = None) -> np.ndarray:
-    """One image as uint8 H×W×C, upright (by its EXIF orientation), without transparency.
+    """One image as uint8 H×W×C, upright (by its EXIF orientation), and on white, as a page shows it, where transparent.
 
     `size` is height and width: the largest such rectangle around the middle is scaled to it. `channels`: 1 for grey, 3
-    for colour, None for as it is. Raises ValueError when it cannot be read, FileNotFoundError when it is not there.
+    for colour, None for as it is; an image with a palette is grey when all its pixels are. Raises ValueError when it
+    cannot be read, FileNotFoundError when it is not there.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -224,14 +250,31 @@ def _pixels(image: Image.Image, size: tuple[int, int] | None, channels: int | No
         image.draft(None, (2 * max(size),) * 2)  # lets a large JPEG be decoded at a half, a quarter, … of its size
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
-        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-    if image.mode == "P":  # colours by number, which may be transparent in part: Pillow warns of the shorter way
-        image = image.convert("RGBA")
-    grey = image.mode in ("1", "L", "LA", "La", "F") if channels is None else channels == 1
+        deep = np.asarray(image)
+        image = Image.fromarray(np.where(deep == image.info.get("transparency"), 255, deep // 256).astype(np.uint8))
+    numbered = image.mode in ("P", "PA")  # its pixels are numbers of colours
+    if numbered or "transparency" in image.info:
+        image = image.convert("LA" if image.mode in ("1", "L") else "RGBA")
+    image = _on_white(image)
+    grey = image.mode in ("1", "L", "F") or (numbered and _is_grey(image)) if channels is None else channels == 1
     image = image.convert("L" if grey else "RGB")
     if size:
         image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The image on white where it is transparent: the colours below that are nobody's choice, often noise."""
+    if image.mode not in ("LA", "RGBA"):
+        return image
+    white = Image.new(image.mode[:-1], image.size, "white")
+    white.paste(image.convert(white.mode), mask=image.getchannel("A"))
+    return white
+
+
+def _is_grey(image: Image.Image) -> bool:
+    red, green, blue = np.moveaxis(np.asarray(image), 2, 0)
+    return np.array_equal(red, green) and np.array_equal(green, blue)
 
 
 def _mixed(listing: Listing, shapes: Counter) -> ValueError:
