@@ -716,6 +716,26 @@ def test_a_cluster_with_certificates_refuses_who_has_none(tmp_path, monkeypatch)
         cluster.security(address)
 
 
+def test_without_a_certificate_no_scheduler_is_said_to_be_silent(tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.chdir(tmp_path)
+    with (
+        pytest.raises(FileNotFoundError, match="tls://127.0.0.1:1 needs the file cluster.pem"),
+        cluster.connected("tls://127.0.0.1:1", 0.2),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:8786", "tls://HOST:8786"])
+def test_a_cluster_is_started_by_the_options_of_the_readme(address):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (options,) = re.findall(r'^    TLS="(.+)"$', text, re.MULTILINE)
+    told = cluster.start_of(address).replace("tls://host", "tls://HOST").split(", and: ")
+    lines = [line.replace("$TLS", options) for line in commands_of_the_readme("python -m dask")]
+    lines = [line for line in lines if ("tls://" in line) == address.startswith("tls://")]
+    assert [line.replace(" --port 8786", "").split() for line in lines] == [words.split() for words in told]
+
+
 @pytest.mark.parametrize("address", ["tcp://192.0.2.9:8786", "tcp://[2001:db8::1]:8786", "tcp://some-machine:8786"])
 def test_a_scheduler_across_a_network_without_certificates_is_warned_of(address):
     with pytest.warns(UserWarning, match="neither password nor encryption: .* use tls://"):

@@ -17,6 +17,7 @@ import joblib
 WAIT_SECONDS = 10.0
 HERE = "--host 127.0.0.1 --dashboard-address 127.0.0.1:0"  # by default workers, and every dashboard, are open to all
 CERTIFICATE, KEY = "cluster.pem", "cluster.key"  # in the working directory, as the README makes them
+TLS = f"--tls-ca-file {CERTIFICATE} --tls-cert {CERTIFICATE} --tls-key {KEY} --dashboard-address 127.0.0.1:0"
 
 
 class NoCluster(ConnectionError):
@@ -38,13 +39,11 @@ def connected(scheduler: str, seconds: float | None = None) -> Iterator[str]:
         raise ModuleNotFoundError(
             "a sweep on several machines needs distributed: pip install -r requirements-cluster.txt -c constraints.txt"
         ) from error
-    remedy = (
-        f"start it and workers, each in the course's folder: python -m dask scheduler {HERE}, "
-        f"and: python -m dask worker {scheduler} {HERE} --nthreads 1 (between machines: README, On several machines)"
-    )
+    remedy = f"start it and workers, each in the course's folder: {start_of(scheduler)} (README: On several machines)"
     warn_of_the_open(scheduler)
+    shown = security(scheduler)
     try:
-        client = Client(scheduler, timeout=seconds, set_as_default=True, security=security(scheduler))
+        client = Client(scheduler, timeout=seconds, set_as_default=True, security=shown)
     except (OSError, ValueError) as error:
         raise NoCluster(f"no scheduler answers at {scheduler!r} within {seconds:g} s; {remedy}") from error
     with client:
@@ -53,6 +52,14 @@ def connected(scheduler: str, seconds: float | None = None) -> Iterator[str]:
             raise NoCluster(f"the scheduler at {scheduler} has no workers; {remedy}")
         with joblib.parallel_config(backend="dask", wait_for_workers_timeout=seconds):
             yield f"{scheduler}, {workers} workers"
+
+
+def start_of(scheduler: str) -> str:
+    """Return the commands that start a scheduler at this address, and a worker of it."""
+    place = urlsplit(scheduler)
+    between = place.scheme == "tls"  # machines
+    at_scheduler, at_worker = (f"--host tls://{place.hostname} {TLS}", TLS) if between else (HERE, HERE)
+    return f"python -m dask scheduler {at_scheduler}, and: python -m dask worker {scheduler} --nthreads 1 {at_worker}"
 
 
 def warn_of_the_open(scheduler: str) -> None:
