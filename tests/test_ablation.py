@@ -392,6 +392,24 @@ def test_an_estimate_is_about_what_the_runs_take_whatever_the_batches(sizes):
     assert 0.5 < found / (time.process_time() - begin) < 2
 
 
+@pytest.mark.parametrize("name", ["a" * 200, "实" * 66])
+def test_rows_are_left_under_every_name_that_is_allowed(counted, name):
+    trials = ablation.plan(BASE, VARY, RECIPE, [0], **{k: OPTIONS[k] for k in ("source", "device", "precision")})
+    ablation.leave(name, pd.DataFrame({"value": [1]}), trials)
+    assert (ablation.sweeps() / f"{name}.csv").exists()
+    with pytest.raises(ValueError, match="expected a name of 1 to 200 bytes"):
+        ablation.run(name + "实", BASE, VARY, RECIPE, [0], **OPTIONS)
+    assert not counted
+
+
+def test_sweeps_of_two_names_leave_their_rows_in_two_files():
+    trials = ablation.plan(BASE, VARY, RECIPE, [0], **{k: OPTIONS[k] for k in ("source", "device", "precision")})
+    for name in ("a/b", "a_b", "a:b"):
+        ablation.leave(name, pd.DataFrame({"experiment": [name]}), trials)
+    left = [pd.read_csv(path)["experiment"].item() for path in ablation.sweeps().glob("*.csv")]
+    assert sorted(left) == ["a/b", "a:b", "a_b"]
+
+
 def test_runs_of_one_kind_are_timed_once_for_an_estimate(monkeypatch):
     timed = []
     monkeypatch.setattr(ablation, "seconds_an_epoch", lambda trial: timed.append(trial) or 7.0)

@@ -42,7 +42,7 @@ ROWS = ["epoch", "step", "split", "metric", "value", "seconds"]  # columns of on
 COLUMNS = ["experiment", "variant", "lr", "seed", *ROWS]
 NAMES = {("residual", True): "residual", ("residual", False): "plain"}  # of variants that a value does not name
 NEEDS = {("dropout_where", "none"): {"dropout": 0.0}}  # a value that leaves another field without a meaning
-LONGEST_NAME = 100  # of a sweep: files are called by it
+LONGEST_NAME = 200  # bytes, of a sweep: files are called by it, and most systems allow 255
 BYTES_A_ROW = 150  # of a kept run
 TIMED_IMAGES = 64  # at least, for an estimate: starting takes as long as a few images
 ALONE = threading.Lock()  # PyTorch's random numbers are those of the process: runs in threads of one would mix them
@@ -147,8 +147,10 @@ def run(
     Raises ValueError for a field, value, seed or learning rate that is refused, parallel.WorkerLost when a process is
     killed.
     """
-    if not isinstance(experiment, str) or not experiment.isprintable() or not 0 < len(experiment) <= LONGEST_NAME:
-        raise ValueError(f"experiment={experiment!r}: expected a name of 1 to {LONGEST_NAME} characters")
+    named = isinstance(experiment, str) and experiment.isprintable()
+    if not named or not 0 < len(experiment.encode()) <= LONGEST_NAME:
+        expected = f"a name of 1 to {LONGEST_NAME} bytes: as many letters of English, a third as many of Chinese"
+        raise ValueError(f"experiment={experiment!r}: expected {expected}")
     if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1):
         raise ValueError(f"jobs={jobs!r}: expected how many processes, 1 or more, or None: one a core")
     options = {"source": source, "grid": grid, "along": along, "device": device, "precision": precision}
@@ -172,9 +174,11 @@ def sweeps() -> Path:
 
 def leave(experiment: str, frame: pd.DataFrame, trials: Mapping[tuple[str, float, int], Trial]) -> None:
     """Write the rows of a sweep, and what they are rows of, into `sweeps`."""
-    path = sweeps() / re.sub(r"[^\w ,.=+-]", "_", experiment)
+    name = re.sub(r"[^\w ,.=+-]", "_", experiment)
+    if name != experiment:  # "a/b" is another sweep than "a_b"
+        name = f"{name}-{hashlib.sha256(experiment.encode()).hexdigest()[:8]}"
     about = {"variants": settings(trials), "measured_on": frame.attrs}
-    files.write_rows(path.with_name(f"{path.name}.csv"), frame.to_csv(index=False), about)
+    files.write_rows(sweeps() / f"{name}.csv", frame.to_csv(index=False), about)
 
 
 def settings(trials: Mapping[tuple[str, float, int], Trial]) -> dict[str, dict[str, Any]]:
