@@ -100,7 +100,7 @@ def test_without_any_package_it_says_what_to_install(tmp_path):
     assert "Traceback" not in done.stderr
     assert "✘ packages that are missing: torch, torchvision, numpy" in done.stdout
     assert "make lab" in done.stdout
-    assert "images and results are as committed" in done.stdout
+    assert "images and results are whole" in done.stdout
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
@@ -171,22 +171,50 @@ def test_folders_that_cannot_be_written_are_told(tmp_path, monkeypatch):
     assert [found.what.partition(" ")[0] for found in problems("folders")] == ["cache", "results", "figures", "runs"]
 
 
-@pytest.mark.parametrize("name", ["data/fashion-mnist/train-images-idx3-ubyte.gz", "results/batchnorm.csv"])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("data/fashion-mnist/train-images-idx3-ubyte.gz", "data/fashion-mnist/train-images-idx3-ubyte.gz"),
+        ("results/batchnorm.csv", "results/batchnorm.*"),
+        ("results/batchnorm.json", "results/batchnorm.*"),
+    ],
+)
 @pytest.mark.parametrize("how", ["gone", "changed"])
-def test_damaged_data_are_told(name, how, copy):
+def test_damaged_data_are_told(name, told, how, copy):
     assert problems("data") == []
     path = copy / name
     content = path.read_bytes()
     path.unlink() if how == "gone" else path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     (problem,) = problems("data")
-    assert problem.what == f"missing, damaged or changed: {name}"
-    assert problem.remedy.startswith(f"restore them: git checkout -- {name}")
+    assert problem.what == f"missing, damaged or changed: {told}"
+    assert problem.remedy == f"restore them: git checkout -- {told}"
 
 
-@pytest.mark.parametrize("damage", ["sums", "json"])
-def test_lists_of_checksums_that_are_damaged_are_told(damage, copy, monkeypatch):
-    path = copy / "data/fashion-mnist/SHA256SUMS" if damage == "sums" else copy / "results/batchnorm.json"
-    path.unlink() if damage == "sums" else path.write_text("{", encoding="utf-8")
+def test_a_record_that_was_edited_is_told(copy):
+    path = copy / "results/batchnorm.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    record["measured_on"]["cpu"] = "another one"
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (problem,) = problems("data")
+    assert problem.what == "missing, damaged or changed: results/batchnorm.*"
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_results_that_were_deleted_are_told_by_git(copy):
+    assert facts("data")["data"] == "images and results are whole (without git, deleted results are not noticed)"
+    for command in (["init", "--quiet"], ["add", "results"]):
+        subprocess.run(["git", "-C", copy, *command], check=True)
+    assert facts("data")["data"] == "images and results are whole"
+    for path in copy.glob("results/*"):
+        path.unlink()
+    (problem,) = problems("data")
+    assert problem.what == "missing, damaged or changed: results/batchnorm.*"
+    subprocess.run([*problem.remedy.partition(": ")[2].split()], cwd=copy, check=True)
+    assert problems("data") == []
+
+
+def test_a_list_of_checksums_that_is_gone_is_told(copy, monkeypatch):
+    (copy / "data/fashion-mnist/SHA256SUMS").unlink()
     monkeypatch.setattr(doctor, "CHECKS", {"data": doctor.data})
     (problem,) = doctor.examine()
     assert problem.what.startswith("data: ")

@@ -210,21 +210,40 @@ def folders() -> Findings:
 
 
 def data() -> Findings:
-    """Whether the embedded images and the shipped results are those that were committed."""
+    """Whether the embedded images are those that were committed, and all shipped results there, with their records."""
     images, results = ROOT / "data" / "fashion-mnist", ROOT / "results"
     damaged = []
     for line in (images / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
         expected, name = line.split()
         damaged += [f"data/fashion-mnist/{name}"] if digest(images / name) != expected else []
-    for about in sorted(results.glob("*.json")):
-        rows = about.with_suffix(".csv")
-        record = json.loads(about.read_text(encoding="utf-8"))
-        whole = digest(rows, record.get("rows_bytes")) == record.get("rows_sha256", "")
-        damaged += [] if whole else [f"results/{rows.name}"]
-    yield Fact("data", "damaged" if damaged else "images and results are as committed")
+    shipped = committed("results")
+    tables = {path.stem for path in [*results.glob("*.csv"), *results.glob("*.json"), *map(Path, shipped or [])]}
+    damaged += [f"results/{name}.*" for name in sorted(tables) if not is_whole(results / f"{name}.csv")]
+    unknown = "" if shipped else " (without git, deleted results are not noticed)"
+    yield Fact("data", "damaged" if damaged else f"images and results are whole{unknown}")
     if damaged:
         what = f"missing, damaged or changed: {', '.join(damaged)}"
         yield Problem(what, f"restore them: git checkout -- {' '.join(damaged)}")
+
+
+def committed(folder: str) -> list[str]:
+    """Return the tables and records in `folder` that git has; none where there is no git or no checkout."""
+    command = ["git", "-C", str(ROOT), "ls-files", f":(glob){folder}/*.csv", f":(glob){folder}/*.json"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return []
+
+
+def is_whole(rows: Path) -> bool:
+    """Whether a table and the JSON file beside it are those that `files.write_rows` wrote, which needs packages."""
+    try:
+        record = json.loads(rows.with_suffix(".json").read_text(encoding="utf-8"))
+        rest = {name: value for name, value in record.items() if name not in ("sha256", "before")}
+        sealed = hashlib.sha256(json.dumps(rest).encode()).hexdigest() == record["sha256"]
+        return sealed and digest(rows, record.get("rows_bytes")) == record["rows_sha256"]
+    except (OSError, ValueError, LookupError, AttributeError):  # missing, no JSON, or another
+        return False
 
 
 def digest(path: Path, length: int | None = None) -> str:
