@@ -23,8 +23,8 @@
 # the network, counts and measures what each part costs, looks at what is lost on the way, and then judges the two
 # sentences.
 #
-# **After this lesson you can** count the parameters, FLOPs and memory of a layer; say why channels double where the image
-# halves, and what that costs in milliseconds; work out a receptive field; say what pooling loses.
+# **After this lesson you can** count the parameters, FLOPs and memory of a layer; say why channels double where the
+# image halves, and what that costs in milliseconds; work out a receptive field; say what pooling loses.
 #
 # **You need** lesson 00 and a little PyTorch. Reading takes about 30 minutes, running about one.
 
@@ -236,6 +236,8 @@ plots.explore(walk, "image", {name: label for label, name in enumerate(names)}, 
 #
 # The costs go opposite ways: **parameters** pile up at the bottom, **memory** at the top. FLOPs are spread evenly over
 # the layers. And time? This is how much each part computes in a second, if the way back counts as two more ways there:
+# one for the gradient by the weights, one for that by the input. (The stem's input is the image, which needs none. Its
+# way back is one way only, and its rate is a third less than the line says.)
 
 # %%
 rate = 3 * cost["FLOPs"] * len(batch) / cost["ms"] / 1e6  # 10⁹ FLOPs a second
@@ -247,8 +249,18 @@ assert inner["kB kept"].is_monotonic_decreasing
 assert rate["layer 1":"layer 4"].max() > rate["stem"], "FLOPs are not time"
 
 # %% [markdown]
-# The stem has few FLOPs and takes its time all the same. Its maps are the largest, and to read and write them takes
-# longer than the arithmetic. **FLOPs are not time.** Keep this in mind for later.
+# The stem has few FLOPs and takes its time all the same. Where does it go? Two of its parts, each by itself,
+# there and back:
+
+# %%
+maps = copy.stem.conv(batch).detach().requires_grad_()  # 128×16×28×28
+as_long = milliseconds(copy.stem.pool, maps, rounds=30) / milliseconds(copy.stem.conv, batch, rounds=30)
+print(f"max pooling takes {as_long:.1f} times as long as the convolution")
+assert as_long > 0.2, "no FLOPs, and yet no small part"
+
+# %% [markdown]
+# No small part of it is max pooling, and that counts no FLOPs at all: it only compares, over the largest maps of the
+# network. **FLOPs are not time.** Keep this in mind for later.
 #
 # ## Why double, why halve?
 
@@ -438,12 +450,20 @@ print(f"32 channels in place of 27: {wider['MFLOP'] - 1:+.0%} FLOPs, {wider['ms 
 
 # %% [markdown]
 # Processors work on blocks of 16 or 32 numbers at once, and a block that is not full takes as long as a full one. That
-# is why widths are round numbers. On the machine that measured the rows of this lesson, with bf16 instructions, 32
-# channels took no longer than 27, and about as long as `double`. So **at equal time** constant width gets 32, and the
-# other schedules stay as they are. (On another processor your bars may say something else.)
+# is one reason why widths are round numbers. It explains that 27 channels take *as long* as 32. Where they take even
+# longer (a minus in the line above), there must be more to it: other widths may also need their numbers rearranged, or
+# get slower kernels. That is not tested here.
+#
+# On the machine that measured the rows of this lesson, with bf16 instructions, 32 channels took no longer than 27, and
+# about as long as `double`. So **at equal time** constant width gets 32, and the other schedules stay as they are. (On
+# another processor your bars may say something else.)
 #
 # ## Which one learns best?
-#
+
+# %%
+exercises.quiz("02.schedule")
+
+# %% [markdown]
 # The first sentence under test. Each schedule gets its own best learning rate, chosen with two seeds, and then ten
 # other seeds; runs of one seed see the same images in the same order. All else is the same. The rows come with the
 # course; `RECOMPUTE = True` measures them again.
@@ -506,15 +526,40 @@ plots.save(
 behind = accuracy["double"].mean() - accuracy.mean()
 for name in behind.index.drop("double"):
     print(f"{name:<12} {behind[name]:5.2f} points behind double, with {total(networks[name], 2):>7,} parameters")
-assert behind["flat"] > 3, "halving matters"
-assert abs(behind["constant"]) < 0.5, "doubling hardly does"
+assert behind["flat"] == behind.max() > 3, "halving matters"
+level = claims[claims["claim"].str.contains("constant width")]
+assert (level["low"] < 0).all(), "neither at equal FLOPs nor at equal time …"
+assert (level["high"] > 0).all(), "… do ten seeds show a difference"
 assert behind["quadruple"] > 0.5
 
 # %% [markdown]
-# **Halving is what counts.** The network that keeps its maps large does as much work, and is far behind. (Its curve
-# still rises: how far it would get in the end, these short runs do not say.) **Doubling hardly counts**: with the same
-# number of channels in every layer the network is about as good, with a fraction of the parameters. And quadrupling has
-# most parameters of all and does worse, perhaps because its first layers have so few channels.
+# The network that keeps its maps large does as much work, and is far behind. (Its curve still rises: how far it would
+# get in the end, these short runs do not say.) But `flat` and `double` differ in more than halving: `flat` has fewer
+# channels in its later layers, and far fewer parameters. So here is a control: `constant` with the 16 channels of
+# `flat`. Its maps halve, and its layers are the same. It trains at the learning rate of the wider `constant` and, to
+# spare your time, for half as many epochs, with two seeds.
+
+# %%
+control = replace(schedules["constant"], width=schedules["flat"].width)
+shorter = replace(declared.recipe, epochs=declared.recipe.epochs // 2, lr=schedule.about["best_lr"]["constant"])
+source, reached_by = fashion.take(declared.source.images), []
+for seed in range(2):
+    torch.manual_seed(seed)
+    recipe_of = replace(shorter, seed=seed)
+    log = train.fit(CNN(control), source, recipe_of, device="cpu", precision=precision, progress=False)
+    reached_by.append(100 * log.last("validation", "accuracy"))
+for name, config, values in ("flat", schedules["flat"], accuracy["flat"]), ("constant 16", control, reached_by):
+    cost_of = f"{total(config, 2):,} parameters, {total(config, 3) / 1e6:.2f} MFLOP"
+    print(f"{name:<12} {min(values):.1f} to {max(values):.1f} %, n = {len(values):>2}, with {cost_of}")
+assert min(reached_by) > accuracy["flat"].max(), "halving alone is ahead, with less work and half the epochs"
+assert total(control, 3) < total(schedules["flat"], 3) / 2
+assert total(control, 2) < 1.1 * total(schedules["flat"], 2)
+
+# %% [markdown]
+# **Halving is what counts.** With the same channels, about as many parameters, less than half the work and half the
+# epochs, the network that halves is ahead of all ten that do not. For **doubling**, ten seeds show no difference: with
+# the same number of channels in every layer the network is about as good, with a fraction of the parameters. And
+# quadrupling has most parameters of all and does worse, perhaps because its first layers have so few channels.
 #
 # Keep in mind what was measured: small networks, few images, short runs, in which parameters are not what is lacking.
 # With more of everything they may pay.
@@ -549,16 +594,20 @@ for growth, halves in ("double", True), ("flat", False):
     table = [row[4] for row in parts(CNN(schedules[growth]))][:5]
     print(f"{growth:<7} stem {table[0]:>2}, layers", ", ".join(f"{field:>2}" for field in table[1:]), "pixels")
     assert fields(halves) == table
+assert fields(False)[-1] > 28, "flat can see the whole image, too"
 
 # %% [markdown]
-# That is what a value *can* see. What does it look at? The gradient of a value in the middle of a map by the pixels
+# So `flat` can see the whole image, too: in the end its field is larger than the 28 pixels of the image. What sets it
+# apart is that it gets there only at the end. Whether that is why it lags behind is not tested here.
+#
+# This is what a value *can* see. What does it look at? The gradient of a value in the middle of a map by the pixels
 # says how much each pixel matters to it. The images here are mosaics of 16 photographs, for the patch is larger than a
 # single one. And the network is in `.eval()` mode: in train mode, batch normalization lets every value see every pixel
 # of every image.
 
 # %%
-unseen = data.normalize(fashion.validation.images[: 16 * 16], stats)
-mosaics = unseen.view(16, 4, 4, 28, 28).transpose(2, 3).reshape(16, 1, 112, 112)
+pieces = data.normalize(fashion.validation.images[: 16 * 16], stats)
+mosaics = pieces.view(16, 4, 4, 28, 28).transpose(2, 3).reshape(16, 1, 112, 112)
 
 
 def influence(part):
@@ -669,17 +718,17 @@ plots.explore_several(smaller, choices, {"kernel": "2", "stride": "2", "shift": 
 # %%
 # NBVAL_CHECK_OUTPUT
 photos = fashion.validation.images[:1000, 0].double() / 255  # 1000×28×28
-here, moved = pooled(photos, 2, 2), pooled(photos.roll(1, dims=2), 2, 2)
+halved, moved = pooled(photos, 2, 2), pooled(photos.roll(1, dims=2), 2, 2)
 lost, changed = {}, {}
 print(f"photographs  brightness {photos.mean():.3f}   contrast {photos.std():.3f}")
-for kind, x in here.items():
+for kind, x in halved.items():
     enlarged = x.repeat_interleave(2, 1).repeat_interleave(2, 2)  # 1000×28×28
     lost[kind] = (((enlarged - photos) ** 2).mean() / photos.var()).item()
     changed[kind] = (((moved[kind] - x) ** 2).mean() / x.var()).item()
     shares = f"lost {lost[kind]:4.0%}   changed {changed[kind]:4.0%}"
     print(f"{kind:<12} brightness {x.mean():.3f}   contrast {x.std():.3f}   {shares}")
-assert (here["max"] >= here["average"]).all()
-assert abs(here["average"].mean() - photos.mean()) < 1e-12, "the average keeps the brightness"
+assert (halved["max"] >= halved["average"]).all()
+assert abs(halved["average"].mean() - photos.mean()) < 1e-12, "the average keeps the brightness"
 assert lost["average"] == min(lost.values()), "of all numbers, the mean is closest to what it stands for"
 assert changed["average"] == min(changed.values())
 
@@ -708,13 +757,14 @@ print(f"3×3 kernels and the average are {larger.shape[2]}×{larger.shape[3]} ke
 exercises.quiz("02.one_pixel")
 
 # %% [markdown]
-# With stride 2, a shift by **two** pixels only moves the small map by one. A shift by **one** pixel falls in between:
-# other pixels meet in a window, and other numbers come out. For each of the three:
+# With stride 2, a shift by **two** pixels only moves the small map by one, as long as nothing comes near the border. A
+# shift by **one** pixel falls in between: other pixels meet in a window, and other numbers come out. For each of the
+# three:
 
 # %%
 # NBVAL_CHECK_OUTPUT
 wide = F.pad(photos[:100], (4, 4))  # black borders, so that nothing is lost by a shift
-for kind in here:
+for kind in halved:
     start, by_one, by_two = (pooled(wide.roll(shift, dims=2), 2, 2)[kind] for shift in (0, 1, 2))
     follows = torch.equal(by_two, start.roll(1, dims=2))
     between = min((by_one - start.roll(step, dims=2)).abs().mean().item() for step in (0, 1))
@@ -723,8 +773,8 @@ for kind in here:
     assert between > 0
 
 # %% [markdown]
-# The whole network halves four times, so that only shifts by 16 pixels pass through it unharmed. How much does that
-# matter? Small networks of five kinds, five seeds each:
+# The whole network halves four times, so that only shifts by 16 pixels pass through it unharmed, and the border aside.
+# How much does that matter? Small networks of five kinds, five seeds each:
 #
 # - `max`: the course's own, max pooling in the stem and strided convolutions in layers 2 to 4;
 # - `max everywhere`: max pooling in the stem and in layers 2 to 4;
@@ -754,32 +804,42 @@ kinds = {
     "flat": (replace(small, growth="flat"), quick),
     "trained on shifts": (small, replace(quick, crop_padding=4)),
 }
-trained = {}
+models = {}
 for kind, (config, its_recipe) in kinds.items():
     for seed in range(device.budget(5, small=2)):
         torch.manual_seed(seed)
-        trained[kind, seed] = CNN(config)
+        models[kind, seed] = CNN(config)
         its_recipe = replace(its_recipe, seed=seed)
-        train.fit(trained[kind, seed], centred, its_recipe, device="cpu", precision="fp32", progress=False)
+        train.fit(models[kind, seed], centred, its_recipe, device="cpu", precision="fp32", progress=False)
+
 
 # %%
-sight = data.normalize(unseen.images, data.channel_stats(centred.train.images))  # 500×1×28×28
+@torch.inference_mode()
+def answers_to(images, model):
+    """A network's answers to N×1×28×28 images that are shifted by 0 to 4 pixels: 5×N."""
+    return torch.stack([model.eval()(images.roll(shift, dims=3)).argmax(1) for shift in range(5)])
+
+
+def percent(flags):
+    """The share of True in each row, in percent."""
+    return (100 * flags.double().mean(1)).tolist()
+
+
+canvases = data.normalize(unseen.images, data.channel_stats(centred.train.images))  # 500×1×28×28
 truth, rows = unseen.labels, []
-for (kind, seed), model in trained.items():
-    with torch.inference_mode():
-        answers = [model.eval()(sight.roll(shift, dims=3)).argmax(1) for shift in range(5)]
-    for shift, answer in enumerate(answers):
-        right, other = (answer == truth).double().mean().item(), (answer != answers[0]).double().mean().item()
-        rows.append((kind, seed, shift, 100 * right, 100 * other))
+for (kind, seed), model in models.items():
+    answers = answers_to(canvases, model)  # 5×500
+    shares = zip(percent(answers == truth), percent(answers != answers[0]), strict=True)
+    rows += [(kind, seed, shift, *both) for shift, both in enumerate(shares)]
 shifted = pd.DataFrame(rows, columns=["kind", "seed", "shift", "right", "other"])
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.3))
 titles = {"right": "validation accuracy (%)", "other": "answers other than\nwithout the shift (%)"}
-shades = {kind: plots.COLORS.get(kind, plots.VERMILION) for kind in kinds}
+hues = {kind: plots.COLORS.get(kind, plots.VERMILION) for kind in kinds}
 for ax, (column, label) in zip(axes, titles.items(), strict=True):
     ends = {}
-    for kind, shade in shades.items():
+    for kind, shade in hues.items():
         values = shifted[shifted["kind"] == kind].pivot(index="shift", columns="seed", values=column)
         mean, half = values.mean(axis=1), plots.half_intervals(values)
         ax.plot(mean.index, mean, "o-", ms=4, color=shade)
@@ -787,7 +847,7 @@ for ax, (column, label) in zip(axes, titles.items(), strict=True):
         ends[kind] = mean.iloc[-1]
     ax.set(xlabel="shift to the right (pixels)", ylabel=label, xticks=range(5), xlim=(0, 4.1), ylim=(0, 100))
     for kind, height in plots.spread(ends, ax).items():
-        ax.text(4.15, height, kind, color=shades[kind], va="center", fontsize=10, fontweight="bold")
+        ax.text(4.15, height, kind, color=hues[kind], va="center", fontsize=10, fontweight="bold")
 fig.suptitle(f"n = {shifted['seed'].nunique()} networks each, 95 % intervals, {len(truth):,} images", fontsize=11)
 plots.save(
     fig,
@@ -806,6 +866,44 @@ assert (other[1] > 0).all(), "one pixel is enough for some"
 assert other.loc["trained on shifts", 4] < other.loc["max", 4] / 2, "seen in training is what helps"
 
 # %% [markdown]
+# Strides are one reason, but not the only one. `flat` halves once, and yet its answers change at a shift by two pixels,
+# too. The other reason is **zero padding**. After normalization black is not 0, and neither is what later layers make
+# of it. So the zeros around it show, and they tell the network where the border is ([Islam et al.
+# 2020](https://arxiv.org/abs/2001.08248)). A shift moves the clothes, and the border stays.
+#
+# Without a border there would be strides only. `padding_mode="circular"` takes it away: to the right of the last column
+# comes the first one again, as on a ring. Two of the five kinds, trained anew like that, with two seeds:
+
+
+# %%
+def without_border(config):
+    """A network whose convolutions go on at the other edge, where they would have met zeros."""
+    model = CNN(config)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = "circular"
+    return model
+
+
+rings = []
+for kind in ("max", "flat"):
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = without_border(kinds[kind][0])
+        train.fit(model, centred, replace(quick, seed=seed), device="cpu", precision="fp32", progress=False)
+        answers = answers_to(canvases, model)
+        rings.append((kind, *percent(answers != answers[0])))
+ring = pd.DataFrame(rings, columns=["kind", *range(5)]).groupby("kind", sort=False).mean()
+for kind, shares in ring.iterrows():
+    print(f"{kind:<4} without a border: other answers at shifts 0 to 4 {'  '.join(map('{:4.1f}'.format, shares))} %")
+assert (ring.loc["flat", [2, 4]] < 0.5).all(), "a shift by two changes nothing (but for ties, by rounding)"
+assert (ring.loc["max", [2, 4]] > 10).all(), "it halves four times: that is another matter"
+assert (other.loc["flat", [2, 4]] > 1).all(), "with its border, flat changes answers there"
+
+# %% [markdown]
+# There it is: without a border, `flat` answers as before at shifts by two and by four, and only there. `max` does not,
+# for it halves four times. With zero padding, both reasons act at once.
+#
 # No kind of pooling makes a network blind to shifts. Some answers tip over at a single pixel already, as [Azulay &
 # Weiss (2018)](https://arxiv.org/abs/1805.12177) found in far larger networks. Blurring before each stride helps
 # ([Zhang 2019](https://arxiv.org/abs/1904.11486)), but nothing here helps as much as **shifted training images**: what
@@ -813,7 +911,11 @@ assert other.loc["trained on shifts", 4] < other.loc["max", 4] / 2, "seen in tra
 # how well each kind does *without* a shift. Where bands overlap, five networks are too few to tell two kinds apart.)
 #
 # ## Pool once, everywhere, or not at all?
-#
+
+# %%
+exercises.quiz("02.pooling")
+
+# %% [markdown]
 # The second sentence under test, with networks of 16 channels on photographs of the full 28×28 pixels. `average` joins
 # the others: it pools by averages in the stem. Each has its own best learning rate, and ten seeds:
 
@@ -830,16 +932,21 @@ plots.save(
 print(experiments.in_words(claims, "pooling"))
 ahead = 100 * evidence.finals(pooling.runs, "validation accuracy")
 ahead = ahead["max"].mean() - ahead.mean()
-assert abs(ahead["max everywhere"]) < 0.5, "where to pool hardly matters"
-assert min(ahead["average"], ahead["stride"]) > 0.5, "what to pool with does"
+[everywhere] = claims[claims["claim"] == "max pooling once is better than in every layer"].itertuples()
+assert everywhere.low < 0 < everywhere.high, "where to pool: ten seeds show no difference"
+assert min(ahead["average"], ahead["stride"]) > 0.5, "what to pool with matters"
 
 # %% [markdown]
-# **Where** you pool hardly matters, as far as ten seeds can tell: in the stem only, or in every layer. If pooling
+# **Where** you pool, in the stem only or in every layer, makes no difference that ten seeds would show. If pooling
 # throws away too much, then so do the strides that stand in its place. **What** you pool with matters more, at least in
 # the stem: there the maximum is clearly better than the average and than a stride. It is the only one of the three that
-# is no weighted sum, so that the stem has one step more in which it can do something new. That is no law for all
-# networks: [Springenberg et al. (2014)](https://arxiv.org/abs/1412.6806) replaced max pooling by strided convolutions
-# without loss, in deeper networks that were trained for longer.
+# is no weighted sum, so that the stem has one step more in which it can do something new.
+#
+# Others found something like it, in deeper networks that were trained for longer: where [Springenberg et al.
+# (2014)](https://arxiv.org/abs/1412.6806) left out max pooling and gave the convolution before it a stride,
+# as `stride` does here, the error on CIFAR-10 rose, too (from 9.74 to 10.19 % for their model C). With one more
+# convolution, whose stride takes the pooling's place, it did not (9.08 %). There strides stood in for pooling without
+# loss, but with a layer more.
 #
 # ## Your turn: what comes out?
 #
@@ -927,7 +1034,9 @@ def said(row):
 
 mine = claims[claims["experiment"].isin(["schedule", "schedule_time", "pooling"])]
 results = [said(row) for row in mine.itertuples()]
+fewer, more = (f"{total(networks[name], 2):,}" for name in ("constant", "double"))
 last, tipped = sides["layer 4"], other[1].drop("trained on shifts")
+seeds, on_shifts = shifted["seed"].nunique(), other.loc["trained on shifts", 1]
 memory = bill.loc["flat", "kB kept an image"] / bill.loc["double", "kB kept an image"]
 
 # %%
@@ -936,11 +1045,11 @@ Markdown(f"""
 
 - At exact halving, a block's second convolution costs the same FLOPs in every layer, and its output has half as many
   numbers. Its first one costs {first:g} of the second; from 7 to 4 the work grows by {rounded - 1:.0%}.
-- **Halving counts, doubling hardly does**, in short runs of small networks: `constant` is
-  {behind["constant"]:.2f} points behind `double`, with {total(networks["constant"], 2):,} parameters in place of
-  {total(networks["double"], 2):,}; `flat` is {behind["flat"]:.1f} points behind.
-- **FLOPs are not time, nor memory.** From 27 to 32 channels: {wider["MFLOP"] - 1:+.0%} FLOPs,
-  {wider["ms an image"] - 1:+.0%} time. At equal FLOPs, `flat` keeps {memory:.1f} times the memory of `double`.
+- **Halving counts; for doubling, ten seeds show no difference**, in short runs of small networks: `constant` is
+  {behind["constant"]:.2f} points behind `double`, with {fewer} parameters in place of {more}. `flat` is
+  {behind["flat"]:.1f} points behind, and a network with its channels that halves beats it in half the epochs.
+- **FLOPs are not time, nor memory.** From 27 to 32 channels: {wider["MFLOP"] - 1:+.0%} FLOPs, and the time as the bars
+  above say. At equal FLOPs, `flat` keeps {memory:.1f} times the memory of `double`.
 - {results[0]}.
 - {results[1]}.
 - {results[2]}.
@@ -954,7 +1063,7 @@ Markdown(f"""
 - {results[5]}.
 - {results[6]}.
 - No pooling makes a network blind to shifts: one pixel changes {tipped.min():.0f} to {tipped.max():.0f} % of the
-  answers (n = {shifted["seed"].nunique()} each), {other.loc["trained on shifts", 1]:.0f} % if it was trained on shifts.
+  answers (n = {seeds} each), {on_shifts:.0f} % if trained on shifts. Strides are one reason, zero padding the other.
 """)
 
 # %% [markdown]
@@ -963,6 +1072,7 @@ Markdown(f"""
 # simplicity](https://arxiv.org/abs/1412.6806), on strides in place of pooling. Scherer, Müller & Behnke 2010,
 # [Evaluation of pooling operations](https://doi.org/10.1007/978-3-642-15825-4_10). Luo et al. 2016, [Understanding the
 # effective receptive field](https://arxiv.org/abs/1701.04128). Araujo, Norris & Sim 2019, [Computing receptive
-# fields](https://distill.pub/2019/computing-receptive-fields). Zhang 2019, [Making convolutional networks
-# shift-invariant again](https://arxiv.org/abs/1904.11486). Azulay & Weiss 2019, [Why do deep convolutional networks
-# generalize so poorly to small image transformations?](https://arxiv.org/abs/1805.12177)
+# fields](https://distill.pub/2019/computing-receptive-fields). Islam, Jia & Bruce 2020, [How much position information
+# do convolutional neural networks encode?](https://arxiv.org/abs/2001.08248), on zero padding. Zhang 2019, [Making
+# convolutional networks shift-invariant again](https://arxiv.org/abs/1904.11486). Azulay & Weiss 2019, [Why do deep
+# convolutional networks generalize so poorly to small image transformations?](https://arxiv.org/abs/1805.12177)
