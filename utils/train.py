@@ -88,7 +88,10 @@ class Recipe:
 
 
 class History(pd.DataFrame):
-    """The tidy record of runs: run, epoch, step, split, metric, value, seconds (wall time since the run began)."""
+    """The tidy record of runs: run, epoch, step, split, metric, value, seconds (wall time since the run began).
+
+    Its "lr" at a step is what the schedule gives the next one: 0 at the end of a one-cycle run.
+    """
 
     COLUMNS = ("run", "epoch", "step", "split", "metric", "value", "seconds")
 
