@@ -48,8 +48,8 @@ class Conv2d(nn.Conv2d):
         (kernel, _), (stride, _), (padding, _) = self.kernel_size, self.stride, self.padding
         small = math.prod(out_side(side, kernel, stride, padding) for side in x.shape[2:]) <= SMALL_MAP
         if dtype == torch.float32:
-            much = len(x) >= LARGE_BATCH and self.in_channels >= MANY
-            worth_it = small and kernel > 1 and self.training and much
+            worth_it = small and kernel > 1 and self.training and self.in_channels >= MANY
+            worth_it = worth_it and len(x) >= LARGE_BATCH  # last: asked in an export, it would fix the number of images
         else:
             worth_it = dtype == torch.bfloat16 and (small or (kernel == 1 and stride > 1))
         if not worth_it:
