@@ -20,10 +20,10 @@
 #
 # "The depth can be raised to 100 as long as the residual connections stay; otherwise the gradient will fail to get
 # propagated all the way back." This lesson follows the gradient through networks of 10 to 102 layers, trains them, and
-# asks why the ones learn and the others do not. The sentence is right about what happens, and mostly wrong about why.
+# asks why the ones learn and the others do not.
 #
-# **After this lesson you can** read a profile of gradients; say in which networks they vanish, explode or stay, and why;
-# tell a vanishing gradient from a network that does not train; make 50 plain layers train.
+# **After this lesson you can** read a profile of gradients; say in which networks they vanish, explode or stay, and
+# why; tell a vanishing gradient from a network that does not train; make a network of 50 layers train by one change.
 #
 # **You need** lesson 00 and a little PyTorch; lesson 03 helps. Reading takes about 30 minutes, running about one.
 
@@ -254,11 +254,10 @@ for names in itertools.product(KINDS, NORMS, INITS):
 # So the sentence holds for one column of four. Without batch norm the gradient of a plain network vanishes. **With**
 # batch norm it does the contrary: it explodes. And residual connections alone are no guarantee either: from He's
 # weights and without a norm the gradient explodes, too.
-#
-# In the last column it grows as well, but look at how the lines lie. Where it explodes each further block multiplies, so
-# the lines fan out with depth. Here those of 58 and 102 layers nearly coincide.
 
 # %%
+from IPython.display import Markdown
+
 assert {fate["plain", "no norm", init] for init in INITS} == {"vanishes"}
 assert {fate["plain", "batch norm", init] for init in INITS} == {"explodes"}
 assert {fate["residual", "batch norm", init] for init in INITS} == {"stays"}
@@ -268,8 +267,13 @@ deeper = {}  # 102 layers against 58: how much more arrives?
 for kind in KINDS:
     shares = [arriving(part(kind=kind, norm="batch norm", init="He", layers=layers)).iloc[0] for layers in (58, 102)]
     deeper[kind] = shares[1] / shares[0]
-assert deeper["residual"] < 10
+assert 1 < deeper["residual"] < 10
 assert deeper["plain"] > 100
+Markdown(f"""
+In the last column it grows as well, but look at how the lines lie. Where it explodes each further block multiplies, so
+the lines fan out with depth. Here the line of 102 layers lies only {deeper["residual"]:.0f} times above that of 58
+(plain: {deeper["plain"]:.0f} times): it grows with depth, but not by a factor a block.
+""")
 
 # %% [markdown]
 # ### And the gradient of the weights?
@@ -344,8 +348,8 @@ assert found["default"][3] > 1e6 * max(found["He"][3], found["default, no biases
 
 # %% [markdown]
 # Without biases what is lost going back is lost going forward, too: the weight gradient is about the same in every
-# layer, and next to nothing. Drawn biases feed each layer anew and keep the activations up. Then the last layers get a gradient that
-# they can use, and the first ones none.
+# layer, and next to nothing. Drawn biases feed each layer anew and keep the activations up. Then the last layers get a
+# gradient that they can use, and the first ones none.
 
 # %%
 def at_weights(kind, init):
@@ -610,13 +614,23 @@ def said(row):
 for row in mine.itertuples():
     print(f"{row.claim}:\n    {said(row)}{row.verdict}")
 
+# %%
+right = finals["batch norm"].mean()
+assert right["plain, 58 layers"] > 40
+assert right["plain, 102 layers"] < 15
+Markdown(f"""
+"Do not train" says more than was measured: with batch norm, 58 plain layers get {right["plain, 58 layers"]:.0f} % of
+the training images right, far beyond guessing. Only the 102 stay near it.
+""")
+
 # %% [markdown]
 # ### Degradation
 #
 # A deeper plain network could copy a shallower one and let its other layers pass everything on. So it *can* fit the
-# training images at least as well. Gradient descent does not find that solution: the network of 22 plain layers makes
-# **more training errors** than the one of 10. He et al. (2015) found the same and called it *degradation*. It is not
-# overfitting, for these are the images that it was trained on.
+# training images at least as well. In these four epochs gradient descent does not find that solution: the network of 22
+# plain layers makes **more training errors** than the one of 10. He et al. (2015) found the same and called it
+# *degradation*. They trained far longer, still saw a gap, and suspected slow convergence. It is not overfitting, for
+# these are the images that it was trained on.
 #
 # And is a vanishing gradient the cause? He et al. did not think so. Their plain networks had batch norm, the gradients
 # that they looked at had healthy norms, and so they called it unlikely. The grid above agrees: with batch norm nothing
@@ -770,41 +784,83 @@ def path_gradient(net, x, y, k, generator):
 
 
 # %%
-net, generator = deep["residual"].eval(), torch.Generator().manual_seed(0)
+def settled(net):
+    """The network in `.eval()` mode, with the batch norm statistics of 256 images."""
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the statistics of all batches so far: here, of the one
+    with torch.no_grad():
+        net(images)
+    return net.eval()
+
+
+net = deep["residual"].eval()
 assert torch.allclose(forward_along(net, images[:4], {1, 2}), net(images[:4]), atol=1e-5)
-lengths = [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 17, 20]
-samples = [[path_gradient(net, images[:16], labels[:16], k, generator) for _ in range(8)] for k in lengths]
-size = np.array(samples).mean(1)
-every = np.arange(max(lengths) + 1)
-size = np.exp(np.interp(every, lengths, np.log(size)))  # between the lengths that were sampled: a straight line
-paths = np.array([math.comb(50, k) for k in range(51)], dtype=float)
-together = paths[every] * size
+starts = {}
+for name, scale in (("1/n, at the start", True), ("textbook, at the start", False)):
+    torch.manual_seed(0)
+    starts[name] = settled(CNN(CNNConfig(width=8, depth=50, scale_residual=scale)))
+
+# %% [markdown]
+# Three networks of 102 layers: the course's that you have just trained; the same before training; and a textbook one
+# before training.
 
 # %%
-fig, axes = plt.subplots(1, 3, figsize=(7.6, 2.9))
-panels = {"how many paths": paths, "gradient of one": size, "both together": together}
-for ax, (title, values) in zip(axes, panels.items(), strict=True):
-    ax.plot(range(len(values)), values, color=plots.color("residual"), lw=2)
+paths = np.array([math.comb(50, k) for k in range(51)], dtype=float)
+
+
+def along_paths(net, lengths):
+    """Of paths through 0, 1, 2, … branches: the gradient of one, and which share of all is theirs."""
+    generator = torch.Generator().manual_seed(0)
+    samples = [[path_gradient(net, images[:16], labels[:16], k, generator) for _ in range(12)] for k in lengths]
+    every = np.arange(max(lengths) + 1)
+    size = np.exp(np.interp(every, lengths, np.log(np.mean(samples, 1))))  # between those sampled: a straight line
+    together = paths[every] * size
+    return size, together / together.sum()
+
+
+short, all_over = [0, 2, 4, 6, 8, 10, 14, 20], [0, 10, 15, 20, 25, 30, 40, 50]
+carried = {"1/n, trained": along_paths(net, short)}  # longer ones: nothing that single precision could hold
+for name, random in starts.items():
+    carried[name] = along_paths(random, short if name.startswith("1/n") else all_over)
+
+# %%
+fig, axes = plt.subplots(1, 3, figsize=(7.6, 3.1))
+axes[0].plot(paths, color=plots.DARK, lw=2)
+for name, (size, share) in carried.items():
+    shade = plots.SKY if name.startswith("textbook") else plots.color("residual")
+    for ax, values in ((axes[1], size), (axes[2], share)):
+        ax.plot(values, color=shade, lw=2, ls="-" if name.endswith("trained") else "--")
+for ax, title in zip(axes, ("how many paths", "gradient of one", "both together"), strict=True):
     ax.set(title=title, xlabel="branches on the path", xticks=[0, 10, 20, 30, 40, 50], xlim=(-1, 50))
     if title == "gradient of one":
         ax.set(yscale="log", ylabel="norm (logarithmic)")
     else:
-        ax.set(yticks=[], ylabel="linear scale")
+        ax.set(yticks=[], ylabel="linear scale", ylim=(0, None))
+labelled = {"color": plots.color("residual"), "fontweight": "bold"}
+axes[2].text(11, 0.75 * carried["1/n, trained"][1].max(), "branches\nat 1/n", **labelled)
+axes[2].text(29, 0.6 * carried["textbook, at the start"][1].max(), "textbook", **labelled | {"color": plots.SKY})
+fig.suptitle("one network each; dashed: before training", fontsize=11)
 plots.save(
     fig,
     "04_paths",
-    "How many paths have how many branches, the gradient of one, and both together: short paths carry it",
+    "How many paths have how many branches, the gradient of one, and both together: short paths carry it in the "
+    "course's network, before and after training; in the textbook network, longer ones",
 )
 
 # %%
-shares = together / together.sum()
-middle = int(np.searchsorted(shares.cumsum(), 0.5))
-print(f"half of what the paths carry comes through at most {middle} of 50 branches")
-assert middle < 12
+half = {name: int(np.searchsorted(share.cumsum(), 0.5)) for name, (_, share) in carried.items()}
+for name, branches in half.items():
+    print(f"{name:<23} half of what the paths carry comes through at most {branches:>2} of 50 branches")
+middle, textbook = half["1/n, trained"], half["textbook, at the start"]
+assert max(middle, half["1/n, at the start"]) < 12
+assert 15 < textbook < 25
 
 # %% [markdown]
-# The long paths are many, and carry next to nothing. The network of 102 layers learns along paths that are no longer
-# than a shallow network: its gradient does not so much *get through* all layers as *go past* most of them.
+# The long paths are many. In the course's network they carry next to nothing: it learns along paths that are no longer
+# than a shallow network, and its gradient does not so much *get through* all layers as *go past* most of them. That is
+# partly the start at $1/n$, which makes the branches small. In the textbook network, before training, the paths that
+# count are not much shorter than most are.
 #
 # If that is so, a block more or less should not matter. What do you say?
 
@@ -865,16 +921,11 @@ for kind, rows in removed.groupby("kind"):
 def along_line(layers, seed, **fields):
     """The gradients of the first logit by the image at 256 places between two photographs: 256×784."""
     torch.manual_seed(seed)
-    net = CNN(CNNConfig(width=8, **DEPTHS[layers], **fields))
-    for module in net.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # the statistics of all batches so far: here, of the one
-    with torch.no_grad():
-        net(images)
+    net = settled(CNN(CNNConfig(width=8, **DEPTHS[layers], **fields)))
     a, b = images[2 * seed], images[2 * seed + 1]
     line = torch.lerp(a, b, torch.linspace(0, 1, 256)[:, None, None, None])  # 256×1×28×28
     parts = [x.requires_grad_() for x in line.split(64)]
-    return torch.cat([torch.autograd.grad(net.eval()(x)[:, 0].sum(), x)[0].flatten(1) for x in parts])
+    return torch.cat([torch.autograd.grad(net(x)[:, 0].sum(), x)[0].flatten(1) for x in parts])
 
 
 def similarity(gradients, lag):
@@ -1075,10 +1126,10 @@ assert exercises.check("04.profiles", (3, 2, 1), quiet=True)
 # %% [markdown]
 # ## Your turn: make it train
 #
-# A plain network of 50 layers: `CNNConfig(width=4, depth=24, residual=False)`, with batch norm and He's weights. The
-# recipe: 320 images, `Recipe(epochs=5, batch_size=32, lr=0.1)`. It learns next to nothing. Make it train by changing
-# **one** field, of the network or of the recipe. The check trains it, which takes some seconds, and wants to see more
-# than half of the training images right.
+# A network of 50 layers: `CNNConfig(width=4, depth=24, residual=False)`, with batch norm and He's weights. The
+# recipe: 320 images, `Recipe(epochs=5, batch_size=32, lr=0.1)`. It is plain, and learns next to nothing. Make its 50
+# layers train by changing **one** field, of the network or of the recipe. The check trains it, which takes some
+# seconds, and wants to see more than half of the training images right.
 
 # %%
 change = ...  # one field and its new value, such as {"lr": 0.03}
@@ -1095,8 +1146,6 @@ assert exercises.check("04.train", {"residual": True}, quiet=True)
 # ## Summary
 
 # %%
-from IPython.display import Markdown
-
 lines = "\n".join(f"- **{row.claim}:** {said(row)}**{row.verdict}**." for row in mine.itertuples())
 vanished = arriving(part(kind="plain", norm="no norm", init="default", layers=102)).iloc[0]
 exploded = arriving(part(kind="plain", norm="batch norm", init="He", layers=102)).iloc[0]
@@ -1106,15 +1155,18 @@ wrong about the reason, as soon as there is batch norm.
 
 - **What gets back,** at 102 layers and before training: of a plain network without norm, {vanished:.0e} of the
   gradient (PyTorch's default). With batch norm {exploded:.0e} times as much as started. Only after the first wild steps
-  does it vanish there, too. Residual with batch norm: it stays.
+  does it vanish there, too. Residual with batch norm: {ends["batch norm", "He"][0]:.0f} times in a textbook network,
+  {ends["batch norm", "He"][1]:.0f} times in the course's, with branches at 1/n.
 {lines}
+- **"Do not train"** says more than that: with batch norm, 58 plain layers get {right["plain, 58 layers"]:.0f} % of the
+  training images right.
 - **Why the plain network fails all the same:** in 58 layers with batch norm the gradients of neighbouring images are
   unrelated (cosine {alike["plain", 58][:, 0].mean():+.2f}; {alike["residual", 58][:, 0].mean():+.2f} in the residual
   one, n = 3). And around its trained weights the loss rises at once: at a quarter of their length
   {lost["plain", 58].mean():.0f} % of what it had learned is gone; {lost["residual", 58].mean():.0f} % in the residual
   one (n = 3).
-- **How the residual network does it:** by short paths. Half of its gradient comes through at most {middle} of 50
-  branches.
+- **How the course's residual network does it:** by short paths: half of its gradient comes through at most {middle} of
+  50 branches. That is partly the start at 1/n: at the textbook's it is {textbook}, before training.
 """)
 
 # %% [markdown]
