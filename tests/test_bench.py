@@ -119,7 +119,7 @@ def test_every_measurement_computes_its_ratios_and_keeps_its_rows(pretended, cap
     assert median["`python cnn.py`, memory"] == 1
     assert median["all tricks against none"] == 9
     assert median["gain: images in one tensor"] == 2
-    assert median["gain at the end: bf16"] == pytest.approx(9 / 8)
+    assert median["gain at the end: bf16"] == pytest.approx(9 / 7)  # the own kernels go with it
     assert median["train.fit against all tricks"] == pytest.approx(5000 / 9000)
     assert median["AVX2 only: bf16 against fp32"] == pytest.approx(9 / 8)
     assert median["to 85%: usual loop against pool before norm"] == 4

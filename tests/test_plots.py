@@ -337,6 +337,7 @@ def sweep(variants: dict[str, float], seeds: int = 4, lrs: tuple[float, ...] = (
             for seed in range(seeds):
                 for epoch in (1, 2, 3):
                     value = best - 0.1 * (3 - epoch) + 0.002 * seed - abs(lr - 0.1)
+                    value += 0.0002 * (-1) ** seed * (variant == "batch")  # equal differences would be no evidence
                     rows.append(["e", variant, lr, seed, epoch, epoch, "validation", "accuracy", value, 1.0])
                 rows.append(["e", variant, lr, seed, 3, 3, "train", "diverged", 0.0, 1.0])
     columns = ["experiment", "variant", "lr", "seed", "epoch", "step", "split", "metric", "value", "seconds"]
@@ -466,6 +467,7 @@ def ledger_rows() -> tuple[pd.DataFrame, pd.DataFrame]:
     for variant, accuracy in (("start", 0.88), ("one-cycle", 0.89), ("flips", 0.891)):
         for seed in range(10):
             value = accuracy + 0.0005 * (seed % 3) + (0.0002 * (seed % 2) if variant == "flips" else 0)
+            value += 0.0001 * (-1) ** seed * (variant == "one-cycle")  # equal differences would be no evidence
             rows.append([variant, 0.1, seed, 1, "validation", "accuracy", value])
     runs = pd.DataFrame(rows, columns=["variant", "lr", "seed", "epoch", "split", "metric", "value"])
     steps = [

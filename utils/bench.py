@@ -250,9 +250,8 @@ def measure_waterfall(rounds: int, images: int) -> list[Row]:
     images = max(images // 4 // 512, 1) * 512
     steps, first, last = loops.WATERFALL, *list(loops.WATERFALL)[:: len(loops.WATERFALL) - 1]
     with laid_out() as folder, own_process() as kept, own_process() as given_back:
-        turns = {("up to", name): loops.tricks_up_to(name) for name in steps}
-        turns |= {("all but", name): loops.without(loops.tricks_up_to(last), name) for name in list(steps)[1:-1]}
-        turns = {key: in_bf16(kept, tricks) for key, tricks in turns.items()}
+        turns = {("up to", name): in_bf16(kept, loops.tricks_up_to(name)) for name in steps}
+        turns |= {("all but", name): loops.without(turns["up to", last], name) for name in list(steps)[1:-1]}
         where = {key: kept if tricks.memory_kept else given_back for key, tricks in turns.items()}
         timed = {key: call(where[key], loops.with_tricks, tricks, images, folder) for key, tricks in turns.items()}
         measured = interleave(timed | {"course": call(kept, loops.course, images)}, rounds)
@@ -310,15 +309,11 @@ def measure_learning(rounds: int, images: int) -> list[Row]:
     See `in_bf16`.
     """
     images, (*_, most, last) = max(images // 2 // 512, 1) * 512, loops.WATERFALL
-    arms = {"all": loops.tricks_up_to(most), last: loops.tricks_up_to(last)}
-    for name in ("bf16", "own kernels", most):
-        arms[name] = loops.without(arms["all"], name)
     with own_process() as process:
+        arms = {"all": in_bf16(process, loops.tricks_up_to(most)), last: in_bf16(process, loops.tricks_up_to(last))}
+        arms |= {name: loops.without(arms["all"], name) for name in ("bf16", "own kernels", most)}
         found = pd.DataFrame(
-            {
-                name: 100 * call(process, loops.learned, in_bf16(process, tricks), seed, images)()
-                for name, tricks in arms.items()
-            }
+            {name: 100 * call(process, loops.learned, tricks, seed, images)() for name, tricks in arms.items()}
             for seed in range(rounds)
         )
     by = {name: found["all"] - found[name] for name in arms if name not in ("all", last)}

@@ -69,7 +69,7 @@ def tricks_up_to(name: str) -> Tricks:
 
 def without(tricks: Tricks, name: str) -> Tricks:
     """Return `tricks` but the one called `name`; with bf16 the own kernels go, too, most of which act in it only."""
-    names = (name, "own kernels") if name == "bf16" else (name,)
+    names = (name, "own kernels") if name == "bf16" and tricks.bf16 else (name,)
     return replace(tricks, **{field: getattr(Tricks, field) for name in names for field in WATERFALL[name]})
 
 
