@@ -389,7 +389,7 @@ def test_an_estimate_is_about_what_the_runs_take_whatever_the_batches(sizes):
     begin = time.process_time()
     for trial in trials:
         trial.train()
-    assert 0.5 < found / (time.process_time() - begin) < 2
+    assert 1 / 3 < found / (time.process_time() - begin) < 3  # loose: other programs slow either side down
 
 
 @pytest.mark.parametrize("name", ["a" * 200, "实" * 66])
