@@ -32,6 +32,7 @@ import psutil
 import pytest
 import torch
 import torchvision
+from matplotlib.legend import Legend
 from nbconvert import HTMLExporter
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -388,7 +389,7 @@ def test_tables_of_a_notebook_say_names_as_text(name):
     assert table.seen == plain.seen
 
 
-QUICK = ("$x^{", "no text: \udcff")
+QUICK = ("$x^{", "no text: \udcff", "__proto__")
 FIGURES = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.thorough) for name in NAMES]
 
 
@@ -412,6 +413,8 @@ def test_figures_draw_names_as_they_are(name):
         shown = [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
         expected = plots.plain(name)
         assert any(expected in text for text in shown), shown
+        for legend in figure.findobj(Legend):
+            assert expected in [text.get_text() for text in legend.texts]  # "__proto__" too, which matplotlib passes over
         compare.closed(figure)
     assert "\\" not in plots.plain(name).replace("\\$", "").replace("\\frac", "")
 

@@ -285,18 +285,19 @@ def draw_curves(
     ax: Axes, frame: pd.DataFrame, shown: Mapping[str, tuple], variants: Sequence[str], metric: str
 ) -> None:
     """Draw the curves of `variants` in a frame of `curves`, named in a legend beside them."""
-    factor, frame = plots.scale_of(metric), frame[frame["variant"].isin(variants)]
+    factor, frame, lines = plots.scale_of(metric), frame[frame["variant"].isin(variants)], []
     for variant in variants:
         mine, (shade, dash) = frame[frame["variant"] == variant], shown[variant]
         x, y, half = mine["x"], factor * mine["mean"], factor * mine["half"]
-        ax.plot(x, y, color=shade, ls=DASHES[dash % len(DASHES)], lw=1.8, label=plots.plain(variant))
+        lines += ax.plot(x, y, color=shade, ls=DASHES[dash % len(DASHES)], lw=1.8, label=plots.plain(variant))
         ax.fill_between(x, y - half, y + half, color=shade, alpha=0.2, lw=0)
     if factor == 100:  # the t interval of two or three seeds may reach beyond what an accuracy can be
         low, high = ax.get_ylim()
         ax.set_ylim(max(low, -1), min(high, 101))
     n = f"{frame['n'].min()} to {frame['n'].max()}".removeprefix(f"{frame['n'].max()} to ")
     ax.set_title(f"{metric} ({'% correct' if factor == 100 else 'nats'}): mean of {n} seeds, 95 % band", loc="left")
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=2.6)
+    # Given as handles, since a legend by itself leaves out names that begin with "_".
+    ax.legend(handles=lines, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=2.6)
 
 
 def explore(found: Sequence[Study], start: str) -> None:

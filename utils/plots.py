@@ -468,6 +468,7 @@ def lr_sweep(runs: pd.DataFrame, metric: str = "validation accuracy") -> Figure:
     """
     shades = colors_of(list(dict.fromkeys(runs["variant"])))
     fig, ax = plt.subplots(figsize=(7.2, 3.2))
+    lines = []
     for place, (variant, shade) in enumerate(shades.items()):
         of_variant, finals = runs[runs["variant"] == variant], {}
         for lr, group in of_variant.groupby("lr"):
@@ -476,9 +477,9 @@ def lr_sweep(runs: pd.DataFrame, metric: str = "validation accuracy") -> Figure:
         table = pd.DataFrame(finals).T  # a row a learning rate, a column a seed
         wider = len(shades) - place - 1  # what is drawn over shows at the sides
         looks = {"color": shade, "lw": 1.6 + 0.9 * wider, "ms": 4.5 + 1.2 * wider}
-        ax.plot(table.index, table.mean(axis=1), "o-", label=plain(variant), **looks)
+        lines += ax.plot(table.index, table.mean(axis=1), "o-", label=plain(variant), **looks)
         ax.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=shade, alpha=0.25, lw=0)
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.legend(handles=lines, loc="center left", bbox_to_anchor=(1, 0.5))  # by itself it leaves out a name like "_x"
     ax.set(
         xscale="log",
         xlabel="learning rate (logarithmic)",
