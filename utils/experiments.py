@@ -131,6 +131,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         vary={"input_norm": INPUTS, "norm": NORMS},
         lrs={f"{kind}, batch norm": WIDE_RATES for kind in INPUTS}
         | {f"{kind}, no norm": TINY_RATES if kind == "0-255" else RATES for kind in INPUTS},
+        tuning_seeds=(100, 101, 102, 103, 104),
         claims=(
             Claim("normalized inputs beat pixels from 0 to 1, without batch norm", "data set, no norm", "0-1, no norm"),
             Claim(
