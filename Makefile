@@ -1,4 +1,4 @@
-# Every command sets up what it needs, once, in .venv; nothing outside this folder is changed.
+# Every command sets up what it needs, once, in .venv. Outside this folder only caches are written: pip's and the course's.
 # Another Python: `make lab PYTHON=python3.12`. Options for the command behind it: `make train ARGS="--epochs 1"`.
 
 ifeq ($(OS),Windows_NT)
@@ -86,8 +86,11 @@ site: pages  ## build the course as a static site, and serve it on this machine
 pages: setup-site  ## build that site into site/html/, and no more
 	$(PY) -m sphinx -M html . site -c docs --quiet --fail-on-warning --keep-going
 
-handout: setup-dev  ## write the lessons without solutions and outputs into handout/, for a class
-	$(PY) -m nbconvert --to notebook --ClearOutputPreprocessor.enabled=True --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution --output-dir handout $(LESSONS)
+handout: setup-dev  ## copy the course into handout/, its lessons without solutions and outputs, for a class
+	rm -rf handout && mkdir -p handout/notebooks
+	cp -R binder data docs figures results utils *.cff *.md *.py *.toml *.txt *.yml LICENSE Makefile handout
+	find handout -name __pycache__ -prune -exec rm -rf {} +
+	$(PY) -m nbconvert --to notebook --ClearOutputPreprocessor.enabled=True --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution --output-dir handout/notebooks $(LESSONS)
 
 format: setup-dev  ## sync the lessons with their text twins, then format all code
 	$(PY) -m jupytext --quiet --sync notebooks/src/*.py
@@ -97,7 +100,6 @@ format: setup-dev  ## sync the lessons with their text twins, then format all co
 
 evidence: setup  ## run every experiment from nothing (hours; resumable) and renew the table of claims
 	@$(PY) cnn.py ablate all $(ARGS)
-	@$(PY) cnn.py full
 	@$(PY) cnn.py readme
 
 bench: setup-bench  ## measure speed, against other loops too (a part: WHAT="loop wide")
@@ -109,8 +111,8 @@ lock: setup  ## write constraints-lock.txt anew: the hashes of all files of the 
 	  --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet; } > constraints-lock.new
 	mv constraints-lock.new constraints-lock.txt
 
-clean:  ## remove .venv and the caches; trained networks in runs/ stay
-	rm -rf .venv .venv.unfinished .cache site .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove .venv and what was built; trained networks in runs/ stay, and kept downloads (python cnn.py cache)
+	rm -rf .venv .venv.unfinished .cache site handout .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name .ipynb_checkpoints -prune -exec rm -rf {} +
 

@@ -14,8 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-import typer
+try:
+    import torch
+    import typer
+except ModuleNotFoundError as error:
+    activate = f"source .venv/{'Scripts' if os.name == 'nt' else 'bin'}/activate"
+    remedy = f"`make setup` installs it into .venv, `{activate}` takes a shell there"
+    sys.exit(f"{sys.executable} lacks {error.name}: {remedy}; or pip install -r requirements.txt -c constraints.txt")
 
 from utils import checkpoint, data, device, files, folders, parallel, tables, train
 from utils.model import CNN, CNNConfig, check_batch, check_images

@@ -39,8 +39,8 @@ def test_loops_are_measured_in_turn_and_the_first_round_is_not_counted():
         return next(ticks)
 
     measured = bench.interleave({"a": lambda: loop("a"), "b": lambda: loop("b")}, rounds=2)
-    assert order == ["a", "b"] * 3
-    assert measured == {"a": [2, 4], "b": [3, 5]}
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert measured == {"a": [3, 4], "b": [2, 5]}
 
 
 @contextlib.contextmanager
@@ -88,6 +88,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(bench.joblib, "cpu_count", lambda: 4)
     monkeypatch.setattr(bench.ablation, "run", lambda *_, jobs, **__: clock.__setitem__(0, clock[0] + 8.0 / jobs))
     monkeypatch.setattr(bench, "own_process", this_process)
+    monkeypatch.setattr(bench, "keep_to", lambda cores: None)
     monkeypatch.setattr(frameworks, "check_installed", lambda: None)
     for name in ("lightning_speed", "fastai_speed", "lightning_best_speed", "fastai_best_speed"):
         monkeypatch.setattr(frameworks, name, lambda *_: 2000.0)
@@ -158,6 +159,13 @@ def test_loop_is_really_measured(monkeypatch):
     )
     assert table.loc["ratio of the two", "median"] == pytest.approx(course / usual)
     assert set(table["unit"]) == {"images/s", "×", "GFLOP/s", "%", "GB", "s"}
+
+
+def test_a_row_names_the_machine_that_its_measurement_was_told_of(monkeypatch):
+    """Not that of the process which asked for it."""
+    monkeypatch.setattr(bench, "WHERE", {"told": bench.AVX2 | {"OMP_NUM_THREADS": "1"}})
+    told = bench.machine_of("told")
+    assert (told["device"], told["instructions"], told["precision"], told["threads"]) == ("cpu", "AVX2", "fp32", "1")
 
 
 def test_figures_of_a_lesson_are_not_in_the_readme():

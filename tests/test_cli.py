@@ -46,6 +46,13 @@ def trained(tmp_path, monkeypatch, capsys):
     return out, printed
 
 
+def test_python_without_the_packages_is_told_of_the_environment():
+    command = [sys.executable, "-S", str(files.ROOT / "cnn.py")]  # -S: no packages but Python's own
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert re.fullmatch(r".* lacks torch: .*activate.*pip install -r requirements\.txt.*\n", told.stderr), told.stderr
+
+
 def test_train_says_what_it_does_and_how_good_the_network_is(trained):
     out, printed = trained
     for words in (

@@ -121,15 +121,17 @@ def test_runs_on_other_data_or_channels_are_variants_of_their_own_and_a_default_
         {"data": "/a/photos", "channels": 3},
         {"data": "/a/photos", "channels": 1},
         {"data": "/b/photos", "channels": 1},
+        {"precision": "bf16"},
     )
     for number, settings in enumerate(own):
         folder(tmp_path / f"own {number}", 0, 0.5 + 0.1 * number, **settings)
     folder(tmp_path / "said", 0, 0.8, lr=train.Recipe().lr)
     (found,) = compare.studies([tmp_path])
-    assert len(found.variants) == 4
+    assert len(found.variants) == 5
+    assert "precision bf16" in found.variants
     assert "defaults" in found.variants
     ends = compare.finals(found, "validation accuracy").iloc[0]
-    assert sorted(ends.tolist()) == pytest.approx([0.5, 0.6, 0.7, 0.8])
+    assert sorted(ends.tolist()) == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.8])
 
 
 def test_a_variant_may_have_any_name(tmp_path):

@@ -184,3 +184,10 @@ def test_a_difference_is_said_in_points_with_its_interval():
     result = evidence.paired(np.array([91.0, 92.0, 93.0]), np.array([90.0, 91.5, 91.5]))
     low, high = stats.t.interval(0.95, 2, loc=1.0, scale=stats.sem([1.0, 0.5, 1.5]))
     assert evidence.points(result, 2) == f"+1.00 points (95 % interval {low:+.2f} to {high:+.2f}, n = 3)"
+
+
+def test_values_without_a_partner_are_refused():
+    with pytest.raises(ValueError, match="5 values and 3: run the same seeds for both"):
+        evidence.paired(np.arange(5.0), np.arange(3.0))
+    with pytest.raises(ValueError, match="3 values and 2: run the same seeds for both"):
+        evidence.paired(np.arange(3.0), np.array([1.0, math.nan, 2.0]))

@@ -390,13 +390,26 @@ def test_fold_exercise_takes_other_right_answers(fold):
     assert exercises.check("03.fold", fold) is True
 
 
-def an_epoch(model, optimizer, images, labels, val_images, val_labels, *, roll=0, loss_by=None, read=None):
+def an_epoch(
+    model,
+    optimizer,
+    images,
+    labels,
+    val_images,
+    val_labels,
+    *,
+    roll=0,
+    loss_by=None,
+    read=None,
+    order=torch.randperm,
+    coins=len,
+):
     """A right epoch for the exercise with five faults; the options are ways to cheat."""
     losses = []
     model.train()
-    for batch in torch.randperm(len(images)).split(16):
+    for batch in order(len(images)).split(16):
         x = exercises.as_pixels(images[batch])
-        x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x)
+        x = torch.where(torch.rand(coins(x), 1, 1, 1) < 0.5, x.flip(-1), x)
         loss = F.cross_entropy(model(x), labels.roll(roll)[batch])
         optimizer.zero_grad()
         loss.backward()
@@ -419,6 +432,10 @@ def an_epoch(model, optimizer, images, labels, val_images, val_labels, *, roll=0
         ({"read": lambda loss: float(loss.numpy())}, "Tensor.numpy was called while training"),
         ({"read": np.asarray}, "Tensor.__array__ was called while training"),
         ({"read": float}, "asks for a tensor's value as a Python number"),
+        ({"coins": lambda x: 1}, "expected a coin for each image"),
+        ({"order": torch.arange}, "expected a new random order"),
+        ({"order": lambda count: torch.arange(count).flip(0)}, "expected a new random order"),
+        ({"order": lambda count: torch.arange(count).view(-1, 16)[torch.randperm(count // 16)].flatten()}, "in which"),
     ],
 )
 def test_faults_exercise_is_not_fooled(cheat, said, capsys):

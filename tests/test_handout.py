@@ -1,8 +1,11 @@
 """What a teacher hands out: the lessons without solutions and outputs, which still run from top to bottom."""
 
 import ast
+import re
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jupytext
@@ -56,16 +59,20 @@ def test_lesson_runs_without_its_solutions(twin):
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="the handout: make is not installed")
-def test_handout_has_neither_solutions_nor_outputs(tmp_path):
-    commands = subprocess.run(["make", "-n", "handout"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    command = next(line for line in commands.splitlines() if "nbconvert" in line)
-    lesson = ROOT / "notebooks" / "00_start_here.ipynb"
-    command = command.replace("--output-dir handout", f"--output-dir '{tmp_path}'").replace(
-        "notebooks/*.ipynb", str(lesson)
-    )
-    subprocess.run(command, shell=True, cwd=ROOT, check=True, capture_output=True)
-    whole, handed = (nbformat.read(path, as_version=4) for path in (lesson, tmp_path / lesson.name))
+def test_handout_is_the_course_without_solutions_and_outputs(tmp_path):
+    commands = ["make", "-n", "handout", "LESSON=00_start_here"]
+    lines = subprocess.run(commands, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    begin = lines.index("rm -rf handout && mkdir -p handout/notebooks")  # before it, .venv is set up
+    script = re.sub(r"\bhandout\b", shlex.quote(str(tmp_path / "handout")), "\n".join(["set -e", *lines[begin:]]))
+    subprocess.run(["sh", "-c", script], cwd=ROOT, check=True, capture_output=True)
+    lesson = Path("notebooks", "00_start_here.ipynb")
+    whole, handed = (nbformat.read(root / lesson, as_version=4) for root in (ROOT, tmp_path / "handout"))
     solutions = [cell for cell in whole.cells if "solution" in cell.metadata.get("tags", [])]
     assert len(solutions) > 0
     assert len(handed.cells) == len(whole.cells) - len(solutions)
     assert all(cell.outputs == [] and cell.execution_count is None for cell in handed.cells if cell.cell_type == "code")
+    first = next(cell.source for cell in handed.cells if cell.cell_type == "code")
+    code = f"{first}\nfrom utils import data\nprint(root, len(data.load().validation))"
+    where = tmp_path / "handout" / "notebooks"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=where, capture_output=True, text=True, check=False)
+    assert shown.stdout.split() == [str(where.parent), "5000"], f"it runs from its own folder: {shown.stderr}"

@@ -1,6 +1,8 @@
 """The README's table of lessons: every lesson, with the time that was measured."""
 
+import ast
 import os
+import re
 
 import lesson_memory
 import pytest
@@ -19,6 +21,9 @@ def test_every_lesson_is_described_in_three_sentences():
 
 def test_titles_are_those_of_the_lessons():
     assert lessons.title("02_size_and_pooling") == "Size and pooling"
+    start = (files.ROOT / "notebooks" / "src" / "00_start_here.py").read_text(encoding="utf-8")
+    on_the_map = re.search(r"^LESSONS = (\[.*?^\])", start, re.MULTILINE | re.DOTALL).group(1)
+    assert [title for _, title, _ in ast.literal_eval(on_the_map)] == [lessons.title(name) for name in NAMES]
 
 
 def test_a_lesson_without_a_heading_is_named(tmp_path):

@@ -414,7 +414,7 @@ def test_figures_draw_names_as_they_are(name):
         expected = plots.plain(name)
         assert any(expected in text for text in shown), shown
         for legend in figure.findobj(Legend):
-            assert expected in [text.get_text() for text in legend.texts]  # "__proto__" too, which matplotlib passes over
+            assert expected in [text.get_text() for text in legend.texts], 'matplotlib passes over "__proto__"'
         compare.closed(figure)
     assert "\\" not in plots.plain(name).replace("\\$", "").replace("\\frac", "")
 

@@ -34,6 +34,8 @@ COLUMNS = ["measurement", "what", "unit", "n", "median", "min", "max", "date", "
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"  # of the README's section
 CPU = {"CNN_DEVICE": "cpu"}
 AVX2 = CPU | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}  # what PyTorch and oneDNN may use of it
+WHERE = dict.fromkeys(("processes", "sweep", "roofline", "talk", "record", "lessons"), CPU)  # what is measured there
+WHERE |= dict.fromkeys(("avx2", "avx2_bf16", "one_core"), AVX2)
 TARGET = 0.85  # of the validation images right
 Row = dict[str, object]
 
@@ -58,16 +60,31 @@ def speed(names: Sequence[str] = ("loop",), rounds: int = 5, images: int = 12_28
         raise ValueError(f"images={images}: expected at least one batch, {train.Recipe.batch_size}")
     if "frameworks" in names:
         frameworks.check_installed()
-    path, machine, measured = files.results_dir() / SPEED_FILE, device.describe(), []
+    path, machines, measured = files.results_dir() / SPEED_FILE, [], []
     if path.exists():
         read(path)  # rows that are damaged are told before the measurements, not after them
     for name in names:
         table = pd.DataFrame(MEASUREMENTS[name](rounds, images)).assign(measurement=name)
         print(table.drop(columns="measurement").to_string(index=False, float_format=lambda value: f"{value:,.2f}"))
-        append(path, table, machine)  # at once: a later one that fails loses nothing
+        machines.append(machine_of(name))
+        append(path, table, machines[-1])  # at once: a later one that fails loses nothing
         measured.append(table)
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    for machine in dict.fromkeys(", ".join(f"{name} {value}" for name, value in each.items()) for each in machines):
+        print(machine)
     return pd.concat(measured, ignore_index=True)
+
+
+def machine_of(name: str) -> dict[str, str]:
+    """Return what the measurement called `name` runs on, as `device.describe` says it in a process like its own."""
+    with own_process(WHERE.get(name)) as process:
+        if name == "one_core":
+            call(process, keep_to, 1)()
+        return call(process, device.describe)()
+
+
+def keep_to(cores: int) -> None:
+    """Keep this process, and what it starts, to so many of its cores. Linux only."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
 
 def measure_loop(rounds: int, images: int) -> list[Row]:
@@ -81,7 +98,7 @@ def measure_loop(rounds: int, images: int) -> list[Row]:
             "peak": call(course, loops.matmul_peak, where, precision),
         }
         measured = interleave(turns, rounds)
-        memory = call(usual, peak_memory)()
+    memory = [memory_of_the_usual_loop(images, workers) for _ in range(rounds)]
     flops = loops.step_flops(CNN(CNNConfig()), data.load().train.images.shape[1:])
     return [
         row(f"usual loop, {workers} workers, fp32", "images/s", measured["usual"]),
@@ -90,7 +107,7 @@ def measure_loop(rounds: int, images: int) -> list[Row]:
         row(f"peak of the {precision} matrix product", "GFLOP/s", [peak / 1e9 for peak in measured["peak"]]),
         row("the course's loop, FLOPs of the network against that peak", "%", shares(measured, "course", flops)),
         row("from `python cnn.py` to the first step", "s", [loops.seconds_to_first_step() for _ in range(rounds)]),
-        row("usual loop, memory", "GB", [memory / 1e9]),
+        row("usual loop, memory", "GB", [used / 1e9 for used in memory]),
         row("`python cnn.py`, memory", "GB", [memory_of_a_run() / 1e9 for _ in range(rounds)]),
     ]
 
@@ -284,16 +301,18 @@ def measure_avx2_bf16(rounds: int, images: int) -> list[Row]:
 def measure_target(rounds: int, images: int) -> list[Row]:
     """Seconds, and images, to 85 % of the validation images right: the usual loop and the course's, a seed a round.
 
-    See `in_bf16`.
+    The round that warms up goes on to the first look at them. See `in_bf16`.
     """
     names = ("usual loop", "pool before norm", "batches of 512")
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in names}
     with laid_out() as folder, own_process() as given_back, own_process() as kept:
+        tricks = {name: in_bf16(kept, loops.tricks_up_to(name)) for name in names}
+        where = {name: kept if tricks[name].memory_kept else given_back for name in names}
+        for name in names:
+            call(where[name], loops.seconds_to, 0.0, tricks[name], folder, 0)()
         for seed in range(rounds):
-            for name in names:
-                tricks = in_bf16(kept, loops.tricks_up_to(name))
-                process = kept if tricks.memory_kept else given_back
-                found[name].append(call(process, loops.seconds_to, TARGET, tricks, folder, seed)())
+            for name in names if seed % 2 else reversed(names):
+                found[name].append(call(where[name], loops.seconds_to, TARGET, tricks[name], folder, seed)())
     seconds = {name: [pair[0] for pair in pairs] for name, pairs in found.items()}
     usual = seconds.pop(names[0])
     return [
@@ -492,6 +511,14 @@ def run_together(function: Callable, *arguments: object, processes: int = 2) -> 
         return first
 
 
+def memory_of_the_usual_loop(images: int, workers: int) -> float:
+    """Return the largest resident memory of a fresh process that runs the usual loop, in bytes, its workers' not."""
+    stats = data.channel_stats(data.load().train.images)
+    with laid_out() as folder, own_process() as process:
+        call(process, loops.usual, folder, images, workers, stats)()
+        return call(process, peak_memory)()
+
+
 def memory_of_a_run() -> int:
     """Return the largest resident memory of `python cnn.py` over one epoch and all that follows, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
@@ -512,7 +539,7 @@ def execution_of(lesson: Path, environment: Mapping[str, str] = CPU, cores: int 
         command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--output-dir", folder]
         with own_process(environment | own) as process:
             if cores:
-                call(process, os.sched_setaffinity, 0, sorted(os.sched_getaffinity(0))[:cores])()
+                call(process, keep_to, cores)()
             begin = time.perf_counter()
             call(process, subprocess.run, [*command, str(lesson)], check=True, capture_output=True)()
             return time.perf_counter() - begin, call(process, peak_memory, of_children=True)()
@@ -537,11 +564,14 @@ def cpu_precision() -> str:
 
 
 def interleave(loops: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Return `rounds` results of each of `loops`, measured in turn after one round that warms up."""
+    """Return `rounds` results of each of `loops`, measured in turn after one round that warms up.
+
+    Every other round goes backward, so that none of them always follows the same other one.
+    """
     measured: dict[str, list[float]] = {name: [] for name in loops}
     for turn in range(rounds + 1):
-        for name, loop in loops.items():
-            result = loop()
+        for name in list(loops) if turn % 2 == 0 else reversed(loops):
+            result = loops[name]()
             if turn > 0:
                 measured[name].append(result)
     return measured

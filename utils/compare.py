@@ -165,7 +165,7 @@ def defaults() -> dict[str, Any]:
 
 def named(given: Mapping[str, Any]) -> str:
     """Return a name made of the settings that decide what is learned, "norm none, lr 0.1"."""
-    usual = {**defaults(), "data": "fashion-mnist", "images": None, "size": None, "channels": None}
+    usual = {**defaults(), "data": "fashion-mnist", "images": None, "size": None, "channels": None, "precision": "auto"}
     decide = {name: value for name, value in given.items() if name in usual and value != usual[name]}
     return ", ".join(f"{name} {Path(str(value)).name if name == 'data' else value}" for name, value in decide.items())
 

@@ -157,7 +157,7 @@ def load(
         name, read = root.name, partial(_read_folder, _list_folder(root), progress=progress, **options)
     both, class_names = read(train=True)
     both = _fit(both, **options)
-    held_out = _rank_in_class(both.labels) % VALIDATION_EVERY == 0
+    held_out = for_validation(both.labels)
     train, validation = both[~held_out], both[held_out]
     return ImageData(
         name=name,
@@ -188,6 +188,11 @@ def _existing_folder(path: str | Path) -> Path:
         f"no data set and no folder is called {str(path)!r}{hint}; "
         f"expected one of {', '.join(DATASETS)}, or a folder of images: {folders.LAYOUT}"
     )
+
+
+def for_validation(labels: Tensor) -> Tensor:
+    """True for those images of a whole training set (by its labels, N) that `load` makes the validation split."""
+    return _rank_in_class(labels) % VALIDATION_EVERY == 0
 
 
 def _rank_in_class(labels: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ def compare(
 
     Columns: variant, baseline, metric, n, difference (mean over seeds, positive: better), low, high (95 % interval),
     p (two-sided, against `margin`), correlation (of the pairs), sampling_error (standard error of an accuracy by the
-    number of images of its split, where it is known), detectable (half of the interval: the smallest difference beyond
-    `margin` that these seeds could have shown), diverged (runs of either, which count as guessing), verdict. Raises
+    number of images of its split, where it is known), detectable (half of the interval: by how much a difference
+    that is found has to exceed `margin`), diverged (runs of either, which count as guessing), verdict. Raises
     ValueError for fewer than two seeds, seeds that are not those of the baseline, an unknown variant or metric, and
     several learning rates a variant.
     """
@@ -61,6 +61,10 @@ def paired(ours: np.ndarray, theirs: np.ndarray, margin: float = 0.0) -> dict[st
     n = len(ours)
     if n < 2:
         raise ValueError(f"{n} seed: no interval is possible; expected two or more, and ten for a claim")
+    if len(theirs) != n or not np.isfinite([ours, theirs]).all():
+        raise ValueError(
+            f"{np.isfinite(ours).sum()} values and {np.isfinite(theirs).sum()}: run the same seeds for both"
+        )
     differences = ours - theirs
     mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(n)
     error = 0.0 if error <= ROUNDING * np.abs([ours, theirs]).max() else error

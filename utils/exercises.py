@@ -1688,8 +1688,8 @@ class Watched(TorchDispatchMode):
 def watched_epoch(epoch: Epoch) -> list[str]:
     """Return which of `FAULTS` an epoch has, by what PyTorch and the network are asked to do, on 192 small images.
 
-    Raises ValueError when it does not do an epoch's work: every image once, in batches of 16, each second one mirrored,
-    and then the accuracy on the validation images, in evaluation mode.
+    Raises ValueError when it does not do an epoch's work: every image once, in a random order, in batches of 16, each
+    mirrored by its own coin, and then the accuracy on the validation images, in evaluation mode.
     """
     images, labels = torch.randint(0, 256, (192, 1, 7, 7), dtype=torch.uint8), torch.randint(0, 3, (192,))
     val_images, val_labels = torch.randint(0, 256, (40, 1, 7, 7), dtype=torch.uint8), torch.randint(0, 3, (40,))
@@ -1746,7 +1746,8 @@ def only_tensors(training: Callable[[], bool]) -> Iterator[None]:
 def check_epoch(seen: list[Tensor], steps: int, images: Tensor) -> Tensor:
     """Return which images the network saw, in order.
 
-    Raises ValueError unless it saw every image once, normalized, about half of them mirrored, 16 a step.
+    Raises ValueError unless it saw every image once, normalized, in a random order, about half of them mirrored, with a
+    coin an image, 16 a step.
     """
     if steps != len(images) // FAULT_BATCH or [len(batch) for batch in seen] != [FAULT_BATCH] * steps:
         raise ValueError(
@@ -1762,6 +1763,11 @@ def check_epoch(seen: list[Tensor], steps: int, images: Tensor) -> Tensor:
     mirrored = ((got - expected[order]) * ramp).sum((1, 2, 3)).abs() > 1e-2
     if not 0.2 < mirrored.float().mean() < 0.8:
         raise ValueError(f"{mirrored.float().mean():.0%} of the images were mirrored: expected about half, by chance")
+    in_batch = mirrored.view(steps, FAULT_BATCH).sum(1)
+    if ((in_batch == 0) | (in_batch == FAULT_BATCH)).sum() > 2:  # by chance hardly one
+        raise ValueError("whole batches were mirrored, and whole batches were not: expected a coin for each image")
+    if (order.diff().abs() == 1).float().mean() > 0.5:  # also backward, or a batch after another
+        raise ValueError("the images came in the order in which they lie: expected a new random order")
     return order
 
 
@@ -1848,7 +1854,7 @@ LESSON_07 = {
             ),
             Option(
                 "Muon: SGD takes its place",
-                "In a few hundred steps SGD gets far along few directions only; Muon's are all of one length.",
+                "SGD, at one untuned rate, stays behind: its steps go far along few directions only, Muon's along all.",
                 right=True,
             ),
             Option(
@@ -1935,7 +1941,7 @@ LESSON_08 = {
             ),
             Option(
                 "residual connections, in a network of 58 layers",
-                "Without them it hardly trains at all: by far the largest difference of the course.",
+                "Without them it hardly trains at all: by far the largest of these four; deeper, it is larger still.",
                 right=True,
             ),
             Option(

@@ -32,7 +32,11 @@ COLUMNS = ["run", "seed", "epoch", "step", "split", "metric", "value", "seconds"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained, and how; frozen on the validation images before the test images are read."""
+    """What is trained, and how; chosen on the validation images.
+
+    Before a plan's rows were measured, test images had been read by two shorter recipes of "photos" and a larger one of
+    "record": results/test_reads.csv lists all readings.
+    """
 
     recipe: train.Recipe
     network: CNNConfig | record.RecordConfig

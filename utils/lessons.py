@@ -38,7 +38,7 @@ ABOUT = {  # three sentences each: what it asks, what you do, what you will see
     ),
     "07_training_fast": (
         "Where do the milliseconds of a step go, and what makes them fewer? You take the usual loop apart and add "
-        "one trick at a time. A roofline tells which layers calculate, and which only move memory."
+        "one trick at a time. A roofline tells which layers calculate, and which hardly do."
     ),
     "08_compare_ablations": (
         "Which decision earned its place, and how many runs does it take to know? All experiments of the course "

@@ -76,16 +76,20 @@ def without(tricks: Tricks, name: str) -> Tricks:
 def with_tricks(tricks: Tricks, images: int, folder: str) -> float:
     """Return the images per second of a loop with these `tricks` over `images` images, getting them counted in.
 
-    `folder` is where `lay_out_for_torchvision` has put the images.
+    A first batch, for which memory is taken, is not counted, nor is giving it back. `folder` is where
+    `lay_out_for_torchvision` has put the images.
     """
     _, batches, step = prepare(tricks, images, folder)
     with memory_of(tricks):
+        step(*next(iter(batches)))
+        synchronize(device.pick())
         begin, count = time.perf_counter(), 0
         for pixels, labels in batches:
             step(pixels, labels)
             count += len(labels)
         synchronize(device.pick())
-    return count / (time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+    return count / seconds
 
 
 def seconds_to(accuracy: float, tricks: Tricks, folder: str, seed: int, most: int = 400_000) -> tuple[float, int]:
@@ -292,8 +296,10 @@ def airbench94_run(steps: int = 2) -> float:
     groups = [{"params": [w for w in trained if w.ndim == 4], "orthogonal": True, "normalized": True, "steps": 3}]
     optimizer = Muon([*groups, {"params": [w for w in trained if w.ndim != 4]}], record.RECIPE.lr)
     images = torch.randn(record.RECIPE.batch_size, *WIDE_IMAGE).to(dtype, memory_format=torch.channels_last)
-    labels, begin = torch.arange(len(images)) % 10, time.perf_counter()
-    for _ in range(steps):
+    labels = torch.arange(len(images)) % 10
+    for turn in range(steps + 1):
+        if turn == 1:  # the first one takes memory
+            begin = time.perf_counter()
         F.cross_entropy(model(images), labels, label_smoothing=0.2).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -313,10 +319,14 @@ def on_threads(threads: int, images: int) -> float:
 def speed_of(
     model: nn.Module, images: data.ImageData, recipe: train.Recipe, optimizer: Callable | None = None
 ) -> float:
-    """Return the images per second of `train.fit`, validation between epochs not counted."""
+    """Return the images per second of `train.fit` over the recipe's epochs, validation between them not counted.
+
+    An epoch before them, in whose first step memory is taken, is not counted either: few steps are compared with many.
+    """
     torch.manual_seed(recipe.seed)
+    recipe = replace(recipe, epochs=recipe.epochs + 1)
     history = train.fit(model, images, recipe, progress=False, optimizer=optimizer)
-    speeds = history.loc[history["metric"] == "images_per_second", "value"]
+    speeds = history.loc[history["metric"] == "images_per_second", "value"].iloc[1:]
     return len(speeds) / (1 / speeds).sum()  # all epochs have as many images
 
 
@@ -336,11 +346,16 @@ def wide_network() -> nn.Module:
     return nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, 10))
 
 
-def usual_loader(folder: str, images: int, recipe: train.Recipe, workers: int) -> DataLoader:
-    """Return what tutorials build: torchvision's data set (in `folder`), transforms image by image, a DataLoader."""
+def usual_loader(
+    folder: str, images: int, recipe: train.Recipe, workers: int, stats: data.ChannelStats | None = None
+) -> DataLoader:
+    """Return what tutorials build: torchvision's data set (in `folder`), transforms image by image, a DataLoader.
+
+    `stats`: of the training images; they are computed where they are not known, as tutorials type them.
+    """
     from torchvision import datasets, transforms
 
-    stats = data.channel_stats(data.load().train.images)
+    stats = stats or data.channel_stats(data.load().train.images)
     steps = [
         transforms.RandomCrop(28, padding=recipe.crop_padding, padding_mode="reflect"),
         transforms.RandomHorizontalFlip(),
@@ -348,7 +363,8 @@ def usual_loader(folder: str, images: int, recipe: train.Recipe, workers: int) -
         transforms.Normalize(stats.mean, stats.std),
     ]
     whole = datasets.FashionMNIST(folder, train=True, transform=transforms.Compose(steps))
-    part = torch.utils.data.Subset(whole, [place % len(whole) for place in range(images)])
+    own = (~data.for_validation(whole.targets)).nonzero()[:, 0].tolist()  # torchvision has our validation images, too
+    part = torch.utils.data.Subset(whole, [own[place % len(own)] for place in range(images)])
     return DataLoader(part, recipe.batch_size, shuffle=True, num_workers=workers, drop_last=True)
 
 
@@ -360,13 +376,13 @@ def lay_out_for_torchvision(folder: Path) -> None:
         (raw / packed.stem).write_bytes(gzip.decompress(packed.read_bytes()))
 
 
-def usual(folder: str, images: int, workers: int) -> float:
+def usual(folder: str, images: int, workers: int, stats: data.ChannelStats | None = None) -> float:
     """Return the images per second of the loop that tutorials show: fp32, N×C×H×W in memory, `.item()` every step.
 
     The clock starts with the first batch at hand: starting the DataLoader's workers is not counted.
     """
     recipe, where = train.Recipe(epochs=1), device.pick()
-    loader = usual_loader(folder, images, recipe, workers)
+    loader = usual_loader(folder, images, recipe, workers, stats)
     torch.manual_seed(recipe.seed)
     model = CNN(CNNConfig()).to(where)
     optimizer = train.make_optimizer(model, recipe)

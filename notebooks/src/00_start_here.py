@@ -64,7 +64,7 @@ elif missing:
 # %% [markdown]
 # ## The map
 #
-# Nine lessons, each with one question. After this one they can be read in any order.
+# Nine lessons, each with one question. After this one they can be read in any order, but for lesson 05, which needs lesson 03.
 
 # %%
 LESSONS = [
@@ -72,7 +72,7 @@ LESSONS = [
     ("the data", "Data statistics", "Which mean and standard deviation does the input need?"),
     ("the network", "Size and pooling", "What does it cost to keep the image large?"),
     ("the network", "Batch normalization", "Does it really help, and why?"),
-    ("the network", "Residual gradient flow", "How does a gradient cross 100 layers?"),
+    ("the network", "Residual connections", "How does a gradient cross 100 layers?"),
     ("the network", "Dropout and initialization", "Where do they matter, and where not?"),
     ("the training", "Full training", "How good is it, and how do you know?"),
     ("the training", "Training fast", "Where do the milliseconds go?"),

@@ -482,10 +482,10 @@ for row in final.to_dict("records"):
 
 # %% [markdown]
 # The long one has another network and optimizer, those of `utils/record.py`: wide convolutions behind a frozen first
-# layer, and Muon in the place of SGD. It gets the harder looks, and for half of the run it sees its images smaller, which
-# saves time. And once its recipe was frozen, the validation images had done their work: it was trained on them, too.
-# Nothing was left to choose by, and there was more to learn from. (Its minutes are those of a slower machine than the
-# others had.)
+# layer, and Muon in the place of SGD. Its batches are larger, and its label smoothing is stronger. It gets the harder
+# looks, and for half of the run it sees its images smaller, which saves time. And once its recipe was frozen, the
+# validation images had done their work: it was trained on them, too. Nothing was left to choose by, and there was more to
+# learn from. (Its minutes are those of a slower machine than the others had.)
 #
 # Two numbers to compare with, from elsewhere, both of a ResNet-18 and many more epochs: 94.9 % on Fashion-MNIST, in
 # [the data set's own table](https://github.com/zalandoresearch/fashion-mnist), and 93.0 % on CIFAR-10's original pixels
@@ -971,34 +971,62 @@ assert not {"noise", "blur", "contrast"} & set(gains)
 # low contrast are not in it. "More robust", without saying against *what*, is no claim.
 #
 # The third kind of network answers a question from above: what does **label smoothing** do to calibration? The
-# calibration error in points, with it and without, on images as they are, and mildly or strongly corrupted; and how much
-# more sure the network is than right (confidence − accuracy; below zero it is too modest):
+# calibration error in points, with it minus without, kind by kind (a question mark: the 95 % interval includes zero);
+# and by how many points each network is too sure (confidence − accuracy; below zero it is too modest):
 
 # %%
 # NBVAL_CHECK_OUTPUT
-smoothing, sure_by, WITH_OR_NOT = {}, {}, ("label smoothing", "flips and crops")
-SEVERITIES = {"images as they are": [0], "severities 1 to 3": [1, 2, 3], "severities 4 and 5": [4, 5]}
-for name, severities in SEVERITIES.items():
-    mean = {
-        (metric, how): np.mean([table(metric, kind, how)[severities].mean(axis=1) for kind in examine.CORRUPTIONS], 0)
-        for metric in ("calibration error", "too sure")
-        for how in WITH_OR_NOT
-    }
-    smoothing[name] = evidence.paired(*(mean["calibration error", how] for how in WITH_OR_NOT))
-    sure_by[name] = {how: mean["too sure", how].mean() for how in WITH_OR_NOT}
-    print(f"{name}: calibration error with label smoothing − without: {points(smoothing[name])}")
-    by = ", ".join(f"{value:+.1f} points ({how})" for how, value in sure_by[name].items())
-    print(f"    more sure than right by {by}")
-assert smoothing["images as they are"]["low"] > 0
-assert sure_by["images as they are"]["label smoothing"] < 0
-assert smoothing["severities 1 to 3"]["low"] > 0 > smoothing["severities 4 and 5"]["high"]
+WITH_OR_NOT, cases = ("label smoothing", "flips and crops"), {}
+for kind, severity in itertools.product(examine.CORRUPTIONS, range(6)):
+    ours, others = (table("calibration error", kind, how)[severity].to_numpy() for how in WITH_OR_NOT)
+    sure_of = [table("too sure", kind, how)[severity].mean() for how in WITH_OR_NOT]
+    cases[kind, severity] = evidence.paired(ours, others) | dict(zip(("with", "without"), sure_of, strict=True))
+cases = pd.DataFrame(cases).T
+for kind in examine.CORRUPTIONS:
+    of = cases.loc[kind]
+    print(f"{kind + ', severity':<30}" + "".join(f"{severity:>8} " for severity in of.index))
+    unclear = (of["low"] <= 0) & (of["high"] >= 0)
+    marked = zip(of["difference"], unclear, strict=True)
+    print(f"{'  error, with − without':<30}" + "".join(f"{change:>+8.1f}{' ?'[mark]}" for change, mark in marked))
+    for how in ("with", "without"):
+        print(f"{f'  too sure, {how} smoothing':<30}" + "".join(f"{value:>+8.1f} " for value in of[how]))
+
+# %% [markdown]
+# The same, put together by how sure the network *without* smoothing is:
+
+# %%
+# NBVAL_CHECK_OUTPUT
+ABOUT = 5  # points: who is less too sure than that is about right about itself
+corrupted_cases = cases[cases.index.get_level_values(1) > 0]
+groups = {
+    "images as they are": cases.loc[[("noise", 0)]],  # the same images for all kinds
+    f"corrupted, less than {ABOUT} points too sure without it": corrupted_cases.query("without < @ABOUT"),
+    f"corrupted, {ABOUT} points too sure or more without it": corrupted_cases.query("without >= @ABOUT"),
+}
+smoothing = {}
+for name, group in groups.items():
+    errors = [[table("calibration error", kind, how)[level] for kind, level in group.index] for how in WITH_OR_NOT]
+    smoothing[name] = evidence.paired(*np.mean(errors, axis=1))  # of with or not × cases × seeds: mean of the cases
+    harm, help_ = (group["low"] > 0).sum(), (group["high"] < 0).sum()
+    print(f"{name}: {points(smoothing[name])}")
+    open_ = len(group) - harm - help_
+    print(f"    cases, each by itself: harm in {harm}, help in {help_}, five seeds cannot tell in {open_}")
+clean_group, about_right, too_sure = groups.values()
+assert clean_group["low"].item() > 0 > clean_group["with"].item()
+assert set(about_right.index) == set(itertools.product(("noise", "blur", "rotation"), (1, 2, 3)))
+assert (about_right["low"] > 0).all()
+assert (too_sure["low"] <= 0).all()
+assert (too_sure["high"] < 0).any()
+assert (cases.loc["contrast"].loc[2:, "with"] > 20).all()
 
 # %% [markdown]
 # On images like those it was trained on, label smoothing makes the network too modest, as its targets asked of it
 # ([Müller et al. 2019](https://arxiv.org/abs/1906.02629) found it better calibrated, in large networks that were too sure
-# without it). On mild corruptions that modesty still does harm; on strong ones, where the network without it is far too
-# sure, it helps. (Where to divide the severities was seen after the runs: this is no claim.) A temperature mends the
-# first case without new training, as you have seen.
+# without it). On corrupted ones it depends on what the network would be without. As long as that one is about right about
+# itself (noise, blur and rotation up to severity 3), the modesty does harm. Where that one is too sure (from severity 4
+# on; with low contrast already from 1 on), it helps, or five seeds cannot tell; with low contrast from 2 on, the smoothed
+# network is far too sure, too. (Where to divide was seen after the runs: this is no claim.) A temperature mends the first
+# case without new training, as you have seen.
 
 # %% [markdown]
 # ### A second look
@@ -1148,9 +1176,13 @@ texts = {
     "refuted": "does not bring half a point here",
 }
 by_verdict = "\n".join(f"  - **{', '.join(names)}**: {texts[verdict]}." for verdict, names in told.items() if names)
+notes = {
+    "long": " (another network and optimizer, trained on the validation images, too)",
+    "photos": " (with harder looks)",
+}
 runs = "\n".join(
-    f"- **{row.run}**: {100 * row.accuracy:.2f} % of the test images ({100 * row.low:.2f} to {100 * row.high:.2f}, "
-    f"n = {row.n}), {row.seconds / 60:.1f} minutes a run."
+    f"- **{row.run}**{notes.get(row.run.partition(', ')[2], '')}: {100 * row.accuracy:.2f} % of the test images "
+    f"({100 * row.low:.2f} to {100 * row.high:.2f}, n = {row.n}), {row.seconds / 60:.1f} minutes a run."
     for row in final[["run", "n", "accuracy", "low", "high", "seconds"]].itertuples()
 )
 all_steps = points({key: 100 * total[key] for key in ("difference", "low", "high")} | {"n": total["n"]}, 2)
@@ -1160,7 +1192,7 @@ pair = " and ".join(classes[place] for place in divmod(both.argmax().item(), len
 by_layer = "; ".join(f"{layer}: {points(each)}" for layer, each in faithful.items())
 corrupted = "; ".join(f"{kind} {points(bought[kind])}" for kind in examine.CORRUPTIONS)
 flipped = "; ".join(f"{run} {points(row, 2)}" for run, row in twice.items())
-on_corrupted = "; ".join(f"{points(row)} on {name}" for name, row in smoothing.items())
+smoothed_clean, smoothed_right, smoothed_sure = map(points, smoothing.values())
 
 # %%
 Markdown(f"""
@@ -1183,7 +1215,9 @@ That it helps at all (interval above zero, each by itself) is shown for {sure_st
 - Painting over where Grad-CAM is warm changes how many answers stay, against another image's map, layer by layer:
   {by_layer}.
 - What flips and crops buy on corrupted images (small networks): {corrupted}.
-- Label smoothing (small networks) changes the calibration error by {on_corrupted}.
+- Label smoothing (small networks) changes the calibration error of images as they are by {smoothed_clean}; of corrupted
+  ones by {smoothed_right} where the network without it is less than {ABOUT} points too sure, else by {smoothed_sure}
+  (help in {(too_sure["high"] < 0).sum()} of {len(too_sure)} cases; in the others five seeds cannot tell).
 - More looks at test time (mirrored; in the long runs shifted, too): {flipped}.
 """)
 
