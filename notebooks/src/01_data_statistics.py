@@ -836,7 +836,6 @@ plots.save(
 # numbers: the best rate of each, and the range of rates that work, where no seed is five points below the best.
 
 # %%
-# NBVAL_CHECK_OUTPUT
 import pandas as pd
 
 from utils import evidence
@@ -856,6 +855,8 @@ def working(sweep, kind):
     return [lr for lr in table if table[lr].min() > table.mean().max() - 5]
 
 
+# %%
+# NBVAL_CHECK_OUTPUT
 best, work = results.about["best_lr"], {}
 for half in ("no norm", "batch norm"):
     for kind in kinds:
@@ -921,6 +922,7 @@ for lr in (0.01, 0.03, 0.1):
     equal[lr] = evidence.paired(ours[lr][trained].to_numpy(), theirs[lr][trained].to_numpy())
     broken = ", ".join(f"{(each[lr] == guess).sum()} of {kind}" for kind, each in (("data set", ours), ("0-1", theirs)))
     print(f"rate {lr:<5g}data set − 0-1: {evidence.points(equal[lr], 2)}; diverged: {broken}")
+at_equal_rates = ", ".join(f"{row['difference']:+.2f} at {lr:g}" for lr, row in equal.items())
 assert best["data set, no norm"] == 0.1
 assert best["0-1, no norm"] == 0.03
 assert equal[0.01]["low"] > 0 < equal[0.03]["low"]
@@ -1030,12 +1032,11 @@ Markdown(f"""
   {top["0-255", "no norm"][0]:,.0f} for bytes (seed 0). With batch norm the scale cancels:
   {bn["data set"]:.2f}, {bn["0-1"]:.2f}, {bn["0-255"]:.2f}.
 - **Better, after four epochs, each at its own best learning rate?** Without batch norm, against 0-1:
-  {says["data set, no norm", "0-1, no norm"]}. That is at two rates, which one diverged run has chosen. At the same rate:
-  {", ".join(f"{row['difference']:+.2f} at {lr:g}" for lr, row in equal.items())}. Against bytes: {says["data set, no norm", "0-255, no norm"]}. With batch
-  norm, against 0-1: {says["data set, batch norm", "0-1, batch norm"]}.
-- So: keep the input near unit size, in training and in use alike. With batch norm it does not matter; without it,
-  pixels from 0 to 1 learn more slowly at the same rate, and how much that costs hangs on the rate. Deeper networks
-  without norm, or channels of unlike scales, are other questions.
+  {says["data set, no norm", "0-1, no norm"]}, at two rates, one of which a diverged run has chosen; at the same rate:
+  {at_equal_rates}. Against bytes: {says["data set, no norm", "0-255, no norm"]}.
+  With batch norm, against 0-1: {says["data set, batch norm", "0-1, batch norm"]}.
+- So: keep the input near unit size, in training and in use alike. Without batch norm, pixels from 0 to 1 learn more
+  slowly at the same rate. Deeper networks without norm, or channels of unlike scales, are other questions.
 """)
 
 # %% [markdown]

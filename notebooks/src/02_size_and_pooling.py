@@ -1043,9 +1043,8 @@ Markdown(f"""
 - At exact halving, a block's second convolution costs the same FLOPs in every layer, and its output has half as many
   numbers. Its first one costs {first:g} of the second; from 7 to 4 the work grows by {rounded - 1:.0%}.
 - **Halving counts; for doubling, ten seeds show no difference**, in short runs of small networks: `constant` is
-  {behind["constant"]:.2f} points behind `double`, with {fewer} parameters in place of {more}. `flat` is
-  {behind["flat"]:.1f} points behind; of its channels and with halving, one run reaches {reached_by[0]:.1f} % in half the
-  epochs, and ten of `flat` at most {accuracy["flat"].max():.1f} %.
+  {behind["constant"]:.2f} points behind `double`, with {fewer} parameters for {more}. `flat` is {behind["flat"]:.1f}
+  behind, {accuracy["flat"].max():.1f} % at most; a run of it that halves has {reached_by[0]:.1f} % in half the epochs.
 - **FLOPs are not time, nor memory.** From 27 to 32 channels: {wider["MFLOP"] - 1:+.0%} FLOPs, and the time as the bars
   above say. At equal FLOPs, `flat` keeps {memory:.1f} times the memory of `double`.
 - {results[0]}.
