@@ -70,6 +70,17 @@ def test_record_and_airbench94_train(monkeypatch):
     assert 1 < loops.airbench94_run(steps=1) < 1e7
 
 
+def test_all_images_of_a_timed_record_are_small(monkeypatch):
+    """Also in the epoch that is timed, which is the second one."""
+    seen = []
+    forward = record.RecordNet.forward
+    monkeypatch.setattr(record, "RECIPE", replace(record.RECIPE, batch_size=16))
+    watched = lambda net, images: seen.append((net.training, net.step < net.small_steps)) or forward(net, images)  # noqa: E731
+    monkeypatch.setattr(record.RecordNet, "forward", watched)
+    loops.record_run(24, steps=1)
+    assert [small for training, small in seen if training] == [True, True]
+
+
 def test_wide_loop_trains():
     assert 1 < loops.wide(train.Recipe.batch_size) < 1e7
 
