@@ -294,7 +294,8 @@ def progress(history: pd.DataFrame, fig: Figure | None = None) -> Figure:
             ax.text(epochs * 1.04, height, split, color=color(split), va="center", fontsize=10, fontweight="bold")
         ax.set(xlabel="epoch", ylabel=label, xlim=(0, epochs * 1.01))
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.set_ylim(bottom=None if of_split else 0)
+        if not of_split:
+            ax.set_ylim(0, 1.08 * ax.dataLim.ymax or None)  # None: of a run of one epoch, whose last rate is 0
     return fig
 
 
@@ -686,7 +687,7 @@ def draw_reliability(ax: Axes, rows: pd.DataFrame, shade: str) -> None:
     ax.plot([0, 100], [0, 100], "--", color=GREY, lw=1)
     ax.plot(100 * there["confidence"], 100 * there["accuracy"], "-", color=shade, lw=1.2)
     sizes = 12 + 500 * there["n"] / rows["n"].sum()
-    ax.scatter(100 * there["confidence"], 100 * there["accuracy"], sizes, color=shade, alpha=0.7, lw=0)
+    ax.scatter(100 * there["confidence"], 100 * there["accuracy"], sizes, color=shade, alpha=0.7, lw=0, clip_on=False)
     ax.set(xlim=(0, 104), ylim=(0, 104), xlabel="confidence (%)", ylabel="right (%)")
     ax.set_aspect("equal")
 

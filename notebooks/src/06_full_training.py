@@ -280,10 +280,11 @@ def smooth(losses, window=7):
 
 
 def suggestions(rates, losses):
-    """The rate where the loss falls fastest, and a tenth of that where it is lowest."""
+    """The rate where the loss falls fastest on its way to the lowest, and a tenth of that where it is lowest."""
     curve = smooth(losses)
-    fastest = np.gradient(curve, np.log(rates)).argmin()
-    return rates[fastest], rates[curve.argmin()] / 10
+    lowest = curve.argmin()
+    slope = np.gradient(curve, np.log(rates))[: lowest + 1]  # behind it, a curve that explodes falls again, too
+    return rates[slope.argmin()], rates[lowest] / 10
 
 
 suggested = np.array([suggestions(*each) for each in found])  # 3×2
