@@ -488,13 +488,19 @@ assert torch.allclose(whole, passes * (torch.eye(32) + of_branch), atol=1e-12)
 print("the derivative of a residual block is I + that of its branch, row by row where the ReLU lets it pass")
 
 # %% [markdown]
-# A 1 does not vanish. But a sum can grow. If each block adds a branch as large as its input, the signal's variance
-# doubles, 50 times over, and the gradient's does so on the way back. Batch norm in the branch keeps what is added at
-# one size: then the variance grows by the same amount at each block, and no longer doubles.
+# A 1 does not vanish. In this network two things spoil it a little: that ReLU, and the first blocks of layers 2 to 4,
+# whose shortcut is a 1×1 convolution (the steps in the figure below). [He et al.
+# 2016](https://arxiv.org/abs/1603.05027) move the ReLU out of the way.
+#
+# And a sum can grow. If each block adds a branch as large as its input, the signal's variance doubles, 50 times over,
+# and the gradient's does so on the way back. Batch norm in the branch keeps what is added at one size: then the
+# variance grows by the same amount at each block, and no longer doubles. So by itself it makes the branch the smaller
+# part, the more blocks there are ([De & Smith 2020](https://arxiv.org/abs/2002.10444)).
 #
 # The course's network goes one step further. With `scale_residual=True`, its default, the $n$ branches of a layer start
-# at $1/n$ ([Hanin & Rolnick 2018](https://arxiv.org/abs/1803.01719); [De & Smith
-# 2020](https://arxiv.org/abs/2002.10444)). Then all of them together weigh no more than one.
+# at $1/n$ (small enough for any depth: [Hanin & Rolnick 2018](https://arxiv.org/abs/1803.01719)). Then all of them
+# together weigh no more than one. With starts of that kind one can do without any norm: [Zhang et al.
+# 2019](https://arxiv.org/abs/1901.09321) trained networks of thousands of layers so.
 
 # %%
 frames = []
@@ -527,7 +533,8 @@ plots.save(
 for (norm, init), (textbook, ours) in ends.items():
     print(f"residual, {norm}, {init}: {textbook:.0e} times in the textbook network, {ours:.2f} at 1/n")
     assert 0.01 < ours < 10
-assert ends["no norm", "He"][0] > 1000 * ends["no norm", "He"][1]
+print(f"50 doublings of the square: {2**25:.0e} times. On small maps the branches are smaller, as above: padding.")
+assert 1000 * ends["no norm", "He"][1] < ends["no norm", "He"][0] < 2**25
 
 # %% [markdown]
 # ## Does it train?
@@ -575,7 +582,8 @@ plots.save(
 )
 
 # %% [markdown]
-# And the training accuracy at the end, against depth:
+# And the training accuracy at the end, against depth. A small dot is one seed; on the left with the 95 % interval of
+# the mean. On the right some networks train and some stay at guessing, and the line through their means is of none.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7.4, 3.2), sharey=True)
@@ -583,6 +591,8 @@ for ax, (norm, table) in zip(axes, finals.items(), strict=True):
     for kind in KINDS:
         values = table[[f"{kind}, {layers} layers" for layers in DEPTHS]].T  # a row a depth, a column a seed
         places, mean, half = range(len(DEPTHS)), values.mean(axis=1), plots.half_intervals(values)
+        ax.plot(places, values, ".", ms=5, alpha=0.5, color=plots.color(kind))
+        half = half if norm == "batch norm" else None  # no norm: two heaps, that no interval describes
         ax.errorbar(places, mean, yerr=half, fmt="o-", color=plots.color(kind), capsize=4)
     ax.axhline(10, color=plots.GREY, ls="--", lw=1)
     ax.set(xlabel="weighted layers", ylim=(0, 100), title=f"{norm}, n = {len(table)} seeds")
@@ -594,7 +604,8 @@ axes[0].text(1.4, 55, "plain", color=plots.color("plain"), fontweight="bold", ha
 plots.save(
     fig,
     "04_depth",
-    "Training accuracy against depth: residual networks stay up with batch norm, plain ones fall to guessing",
+    "Training accuracy against depth, a dot a seed: residual networks stay up with batch norm, plain ones fall to "
+    "guessing; without a norm some of either kind stay there",
 )
 
 # %% [markdown]
@@ -608,7 +619,8 @@ mine = claims[claims["experiment"].isin(NAMES.values())]
 
 def said(row):
     interval = f"95 % interval {100 * row.low:+.1f} to {100 * row.high:+.1f}, n = {row.n}"
-    return f"{100 * row.difference:+.1f} points of {row.metric} ({interval}): more than {100 * row.margin:g} is "
+    points = f"{100 * row.difference:+.1f} points of {row.metric} ({interval}): more than {100 * row.margin:g} is "
+    return f"{row.variant} − {row.baseline}: {points}"
 
 
 for row in mine.itertuples():
@@ -634,12 +646,35 @@ the training images right, far beyond guessing. Only the 102 stay near it.
 #
 # And is a vanishing gradient the cause? He et al. did not think so. Their plain networks had batch norm, the gradients
 # that they looked at had healthy norms, and so they called it unlikely. The grid above agrees: with batch norm nothing
-# vanishes. **Without** a norm it does, and there the slogan is right: at none of the learning rates that were tried do
-# 58 plain layers get beyond guessing.
+# vanishes.
+#
+# **Without** a norm it does, and at none of the learning rates that were tried do 58 plain layers get beyond guessing.
+# Is the slogan right there? It says that the *first* layers go without. Look at the weights from which these networks
+# start, He's:
+
+# %%
+torch.manual_seed(0)
+stuck = CNN(CNNConfig(width=8, norm="none", **KINDS["plain"], **DEPTHS[58])).double()
+logits = stuck(images[:16].double())
+F.cross_entropy(logits, labels[:16]).backward()
+at_start = [layer.weight.grad.norm().item() for layer in stuck.modules() if isinstance(layer, torch.nn.Conv2d)]
+first, middle, end = at_start[0], at_start[28], at_start[-1]
+at_head, at_bias = stuck.head.weight.grad.norm().item(), stuck.head.bias.grad.norm().item()
+print(f"weight gradient: {first:.0e} in the first convolution, {middle:.0e} in the middle one, {end:.0e} in the last,")
+print(f"    {at_head:.0e} in the head, {at_bias:.0e} in the head's bias")
+print(f"standard deviation of a logit over 16 images: {logits.std(0).mean():.0e}")
+assert max(at_start + [at_head]) < 1e-3 < 0.1 < at_bias
+assert 0.1 < first / end < 10
+assert logits.std(0).mean() < 1e-4
+
+# %% [markdown]
+# Every layer goes without, the last ones as well as the first. What was lost was lost on the way **forward**: at the
+# head all images look the same, and only its bias can learn, how often each class comes. The slogan is right only from
+# PyTorch's default weights, whose biases keep the last layers alive.
 #
 # Residual connections do not make depth a gain, either. They make it harmless: with batch norm 10 to 102 layers come
 # out nearly the same on the training images, and the deepest a little worse than the shallowest on others. (Such short
-# runs favour small networks.) Without a norm they do not even do that every time: see how wide the intervals are.
+# runs favour small networks.) Without a norm they do not even do that every time:
 
 # %%
 for norm, kind in itertools.product(finals, KINDS):
@@ -651,8 +686,10 @@ assert verdict["with residual connections, 102 layers are as good as 10"] == "re
 assert {verdict[f"{layers} layers do not train without residual connections"] for layers in (58, 102)} == {"supported"}
 batch = finals["batch norm"].mean()
 assert batch["residual, 10 layers"] - batch["residual, 102 layers"] < 3
-spread = {norm: table["residual, 102 layers"].std() for norm, table in finals.items()}
-assert spread["no norm"] > 5 * spread["batch norm"]
+deepest = finals["no norm"]["residual, 102 layers"]
+print(f"residual, 102 layers, no norm, each seed: {', '.join(f'{value:.0f} %' for value in deepest)}")
+assert deepest.min() < 15 < 50 < deepest.median()
+assert finals["batch norm"]["residual, 102 layers"].min() > 50
 sweep = results["no norm"].sweep
 tried = sweep[(sweep["variant"] == "plain, 58 layers") & (sweep["split"] == "train") & (sweep["metric"] == "accuracy")]
 assert tried["value"].max() < 0.15, "at all rates, in all epochs"
@@ -726,7 +763,15 @@ for kind in seen:
         assert arrived[0] > 1000
         assert arrived[2] < arrived[0] / 10_000
         assert arrived[2] < recorded("residual", 41, "stem.activation", "activation_gradient") / 10
-        assert moved > 10
+        smallest = results["batch norm"].sweep["lr"].min()
+        at_smallest = moved * smallest / best_lr["batch norm"]["plain, 102 layers"]
+        print(f"    at the smallest rate of the sweep, {smallest:g}, it would be {at_smallest:.0f} times")
+        assert at_smallest > 2
+frame = seen["plain"]
+frame = frame[(frame["metric"] == "update_ratio") & (frame["step"] == 41) & (frame["number"] <= 50)]
+low, high = frame["value"].min(), frame["value"].max()
+print(f"plain, update ratio after 40 steps, layers 1 to 50: {low:.2e} to {high:.2e}")
+assert high < 1.3 * low
 
 # %% [markdown]
 # Look at what becomes of the explosion. In its very first step the plain network moves the weights near the input by
@@ -734,8 +779,26 @@ for kind in seen:
 # residual network, and units are dying. So the sentence comes true after all, but the other way round: the explosion
 # came first, and a **vanished gradient is what it left behind**.
 #
-# Can one avoid it? Smaller steps do not help: this is the best of all the rates that were tried. Nor does clipping the
-# gradient, which you can try in the last exercise. So neither the explosion nor what it leaves is the whole story.
+# (Do not trust the plain network's update ratio. It is near the guide, and about the same in half of the layers, only
+# because momentum still carries on what the first step began.)
+#
+# Can one avoid it? Not by the rates that were tried: even at the smallest the first step would be a leap. **Clipping**
+# the gradient makes it a small one: the whole gradient is scaled down to a length of 1. The same run, with that:
+
+# %%
+torch.manual_seed(0)
+clipped = CNN(CNNConfig(width=8, depth=50, residual=False))
+with probes.Probes(clipped) as probe:
+    history = train.fit(clipped, tiny, replace(at, clip=1.0), device="cpu", precision="fp32", progress=False)
+frame = probe.frame()
+steps = frame[(frame["layer"] == "stem.conv") & (frame["metric"] == "update_ratio")]["value"]
+print(f"no step that was recorded moved the first weights by more than {steps.max():.2f} times their length;")
+print(f"training accuracy in the last epoch: {history.last('train', 'accuracy'):.0%} (one run)")
+assert steps.max() < 0.5
+assert history.last("train", "accuracy") < 0.3
+
+# %% [markdown]
+# No leap, and still it does not learn. So the explosion is not the whole story, nor is what it leaves.
 #
 # Does it end at 102? Twice as many residual blocks, 202 layers, 20 steps on 320 images:
 
@@ -783,6 +846,12 @@ def path_gradient(net, x, y, k, generator):
     return gradient.norm().item()
 
 
+def whole_gradient(net, x, y):
+    """The gradient's norm at the image, along all paths."""
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(F.cross_entropy(net(x), y), x)[0].norm().item()
+
+
 # %%
 def settled(net):
     """The network in `.eval()` mode, with the batch norm statistics of 256 images."""
@@ -803,35 +872,42 @@ for name, scale in (("1/n, at the start", True), ("textbook, at the start", Fals
 
 # %% [markdown]
 # Three networks of 102 layers: the course's that you have just trained; the same before training; and a textbook one
-# before training.
+# before training. How to add the paths up? Not norm to norm, as Veit et al. do: nearly all pairs of so many directions
+# are at right angles, and then the **squares** add up. The cell below checks that against the whole gradient: random
+# networks come close; in the trained one the paths agree a little, and the whole is some times larger.
 
 # %%
 paths = np.array([math.comb(50, k) for k in range(51)], dtype=float)
 
 
 def along_paths(net, lengths):
-    """Of paths through 0, 1, 2, … branches: the gradient of one, and which share of all is theirs."""
+    """Of paths through 0, 1, 2, … branches: gradient of one, share of all squares; and the root of the squares' sum."""
     generator = torch.Generator().manual_seed(0)
     samples = [[path_gradient(net, images[:16], labels[:16], k, generator) for _ in range(12)] for k in lengths]
-    every = np.arange(max(lengths) + 1)
-    size = np.exp(np.interp(every, lengths, np.log(np.mean(samples, 1))))  # between those sampled: a straight line
-    together = paths[every] * size
-    return size, together / together.sum()
+    every, squares = np.arange(max(lengths) + 1), np.log(np.mean(np.square(samples), 1))
+    square = np.exp(np.interp(every, lengths, squares))  # between those sampled: a straight line
+    together = paths[every] * square
+    return np.sqrt(square), together / together.sum(), math.sqrt(together.sum())
 
 
 short, all_over = [0, 2, 4, 6, 8, 10, 14, 20], [0, 10, 15, 20, 25, 30, 40, 50]
 carried = {"1/n, trained": along_paths(net, short)}  # longer ones: nothing that single precision could hold
 for name, random in starts.items():
     carried[name] = along_paths(random, short if name.startswith("1/n") else all_over)
+networks = {"1/n, trained": net, **starts}
+wholes = {name: whole_gradient(each, images[:16], labels[:16]) for name, each in networks.items()}
+for name, (_, _, together) in carried.items():
+    print(f"{name:<23} root of the sum of squares {together:.2g}, the gradient {wholes[name]:.2g}")
+    assert 1 / 5 < together / wholes[name] < 5
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(7.6, 3.1))
 axes[0].plot(paths, color=plots.DARK, lw=2)
-for name, (size, share) in carried.items():
+for name, (size, share, _) in carried.items():
     shade = plots.SKY if name.startswith("textbook") else plots.color("residual")
     for ax, values in ((axes[1], size), (axes[2], share)):
         ax.plot(values, color=shade, lw=2, ls="-" if name.endswith("trained") else "--")
-for ax, title in zip(axes, ("how many paths", "gradient of one", "both together"), strict=True):
+for ax, title in zip(axes, ("how many paths", "gradient of one", "squares, together"), strict=True):
     ax.set(title=title, xlabel="branches on the path", xticks=[0, 10, 20, 30, 40, 50], xlim=(-1, 50))
     if title == "gradient of one":
         ax.set(yscale="log", ylabel="norm (logarithmic)")
@@ -844,14 +920,14 @@ fig.suptitle("one network each; dashed: before training", fontsize=11)
 plots.save(
     fig,
     "04_paths",
-    "How many paths have how many branches, the gradient of one, and both together: short paths carry it in the "
-    "course's network, before and after training; in the textbook network, longer ones",
+    "How many paths have how many branches, the gradient of one, and their squares together: short paths carry it in "
+    "the course's network, before and after training; in the textbook network, longer ones",
 )
 
 # %%
-half = {name: int(np.searchsorted(share.cumsum(), 0.5)) for name, (_, share) in carried.items()}
+half = {name: int(np.searchsorted(share.cumsum(), 0.5)) for name, (_, share, _) in carried.items()}
 for name, branches in half.items():
-    print(f"{name:<23} half of what the paths carry comes through at most {branches:>2} of 50 branches")
+    print(f"{name:<23} half of the gradient's square comes through at most {branches:>2} of 50 branches")
 middle, textbook = half["1/n, trained"], half["textbook, at the start"]
 assert max(middle, half["1/n, at the start"]) < 12
 assert 15 < textbook < 25
@@ -873,9 +949,9 @@ from copy import deepcopy
 small = replace(fashion.take(3_200), validation=fashion.validation[:1000])
 recipe = train.Recipe(epochs=3, batch_size=64, lr=0.1, crop_padding=0, flip=False)
 pair, removed = {}, []
-for kind, residual in (("residual", True), ("plain", False)):
+for kind, fields in {"residual": {}, "textbook": KINDS["residual"], "plain": KINDS["plain"]}.items():
     torch.manual_seed(0)
-    pair[kind] = CNN(CNNConfig(width=8, depth=10, residual=residual))
+    pair[kind] = CNN(CNNConfig(width=8, depth=10, **fields))
     history = train.fit(pair[kind], small, recipe, device="cpu", precision="fp32", progress=False)
     removed.append((kind, "none", history.last("validation", "accuracy")))
     for layer, blocks in enumerate(pair[kind].layers):
@@ -888,24 +964,31 @@ removed = pd.DataFrame(removed, columns=["kind", "block", "accuracy"])
 
 # %%
 fig, ax = plt.subplots()
-for kind, rows in removed.groupby("kind"):
-    ax.plot(rows["block"], 100 * rows["accuracy"], "o--", lw=0.8, ms=7, color=plots.color(kind))
-    ax.text(6.2, 100 * rows["accuracy"].iloc[-1] + 3, kind, color=plots.color(kind), fontweight="bold")
-ax.axhline(10, color=plots.GREY, ls="--", lw=1)
+shades, last = {kind: plots.SKY if kind == "textbook" else plots.color(kind) for kind in pair}, {}
 ax.set(ylim=(0, 100), xlim=(-0.3, 7.3), xlabel="block that is removed (layer.block)", ylabel="validation accuracy (%)")
+for kind, rows in removed.groupby("kind", sort=False):
+    ax.plot(rows["block"], 100 * rows["accuracy"], "o--", lw=0.8, ms=7, color=shades[kind])
+    last[kind] = 100 * rows["accuracy"].iloc[-1]
+for kind, height in plots.spread(last, ax).items():
+    ax.text(6.2, height, kind, color=shades[kind], fontweight="bold", va="center")
+ax.axhline(10, color=plots.GREY, ls="--", lw=1)
 ax.set_title("22 layers, one network each, 1,000 images; dashed: guessing", loc="left")
 plots.save(
     fig,
     "04_remove",
-    "Accuracy with one block removed: hardly lower in the residual network, near guessing in the plain one",
+    "Accuracy with one block removed: hardly lower in both residual networks, near guessing in the plain one",
 )
 
 # %%
 for kind, rows in removed.groupby("kind"):
     kept, worst = 100 * rows["accuracy"].iloc[0], 100 * rows["accuracy"].iloc[1:].min()
     print(f"{kind:<8} {kept:.0f} % with all blocks, {worst:.0f} % without the one that is missed most")
-    assert (worst > kept - 20) == (kind == "residual")
+    assert (worst > kept - 20) == (kind != "plain")
     assert (worst < 40) == (kind == "plain")
+
+# %% [markdown]
+# It is not only that the course's branches start small: the textbook's do not, and it bears the loss of a block, too.
+# In both, whatever the block is, half of the paths go around it.
 
 # %% [markdown]
 # ### 2. Shattered gradients
@@ -948,7 +1031,8 @@ shades = {"plain": plots.color("plain"), "residual, textbook": plots.SKY, "resid
 fig, axes = plt.subplots(1, 2, figsize=(7.4, 3.2), sharey=True)
 for ax, layers in zip(axes, (10, 58), strict=True):
     for name, shade in shades.items():
-        ax.plot(np.array(LAGS) / 256, alike[name, layers].T, "o-", ms=3, lw=1.3, color=shade)
+        style = "o-" if name != "residual" or layers == 58 else ":"  # of 10 layers, one block each: 1/n is 1
+        ax.plot(np.array(LAGS) / 256, alike[name, layers].T, style, ms=3, lw=1.3, color=shade)
     ax.set(xscale="log", title=f"{layers} layers, n = 3 networks each", xlabel="part of the way between two images")
     ax.set_xticks([1 / 256, 1 / 64, 1 / 16, 1 / 4], ["1/256", "1/64", "1/16", "1/4"])
     ax.minorticks_off()
@@ -973,7 +1057,8 @@ assert alike["plain", 10][:, 0].min() > 0.8
 # In a plain network of 58 layers the gradient at the *next* place, a 256th of the way on, points somewhere else
 # altogether. It is large, and it is noise. That is what "the gradient gets lost" should mean where there is batch norm:
 # it arrives, but what it says is no longer true one step further. The textbook residual network is better, and the
-# course's, with branches at $1/n$, is at 58 layers as smooth as a shallow one.
+# course's, with branches at $1/n$, is at 58 layers as smooth as a shallow one. (At 10 layers each layer has one block, so
+# that both are the same network: dotted.)
 #
 # ### 3. The surface that training walks on
 #
@@ -982,7 +1067,7 @@ assert alike["plain", 10][:, 0].min() > 0.8
 # each, every **filter is as long as the network's own**, so that a step of 1 means the same in every network.
 # `landscape.filter_normalized` makes such directions; at each place batch norm takes its statistics anew.
 #
-# First your own pair of 22 layers, coarsely:
+# First your own residual and plain one of 22 layers, coarsely:
 
 # %%
 from utils import landscape
@@ -997,7 +1082,7 @@ def surface(net, places, seed=0):
     return pd.DataFrame({"x": x.ravel(), "y": y.ravel(), "loss": losses.ravel()})
 
 
-coarse = {kind: surface(net, places=7) for kind, net in pair.items()}
+coarse = {kind: surface(pair[kind], places=7) for kind in KINDS}
 for kind, frame in coarse.items():
     center = frame[(frame["x"] == 0) & (frame["y"] == 0)]["loss"].item()
     with torch.no_grad():
@@ -1025,12 +1110,12 @@ if RECOMPUTE:
     columns = ["network", "layers", "seed", "x", "y", "loss"]
     files.write_rows(path, pd.concat(rows)[columns].to_csv(index=False, float_format="%.4g"), {})
 surfaces, _ = tables.read_table(path)
+first = surfaces[surfaces["seed"] == 0]
 
 # %%
 from matplotlib.colors import LogNorm
 
 fig, axes = plt.subplots(2, 3, figsize=(7.6, 5.4), sharex=True, sharey=True)
-first = surfaces[surfaces["seed"] == 0]
 scale = {"norm": LogNorm(0.1, 5), "cmap": "viridis", "levels": np.geomspace(0.1, 5, 21), "extend": "both"}
 shown = {"yours, 22 layers": coarse} | {
     f"{layers} layers": {kind: first[(first["layers"] == layers) & (first["network"] == kind)] for kind in KINDS}
@@ -1045,6 +1130,7 @@ for column, (title, frames) in zip(axes.T, shown.items(), strict=True):
         ax.set_aspect("equal")
 bar = fig.colorbar(picture, ax=axes, label="training loss (nats, logarithmic)", ticks=[0.1, 0.3, 1, 3])
 bar.ax.set_yticklabels(["0.1", "0.3", "1", "3"])
+fig.suptitle("one network each (with the course: seed 0 of 3)", fontsize=11)
 fig.supxlabel("step along the first direction (1: as long as the weights)", fontsize=11)
 fig.supylabel("step along the second direction", fontsize=11)
 plots.save(
@@ -1147,15 +1233,17 @@ assert exercises.check("04.train", {"residual": True}, quiet=True)
 
 # %%
 lines = "\n".join(f"- **{row.claim}:** {said(row)}**{row.verdict}**." for row in mine.itertuples())
-vanished = arriving(part(kind="plain", norm="no norm", init="default", layers=102)).iloc[0]
+vanished, of_he = (
+    arriving(part(kind="plain", norm="no norm", init=init, layers=102)).iloc[0] for init in ("default", "He")
+)
 exploded = arriving(part(kind="plain", norm="batch norm", init="He", layers=102)).iloc[0]
 Markdown(f"""
 **"Without residual connections the gradient does not get back through 100 layers"** is right about the result and
 wrong about the reason, as soon as there is batch norm.
 
 - **What gets back,** at 102 layers and before training: of a plain network without norm, {vanished:.0e} of the
-  gradient (PyTorch's default). With batch norm {exploded:.0e} times as much as started. Only after the first wild steps
-  does it vanish there, too. Residual with batch norm: {ends["batch norm", "He"][0]:.0f} times in a textbook network,
+  gradient (PyTorch's default; {of_he:.0e} from He's weights, where the images are lost on the way forward, too). With
+  batch norm {exploded:.0e} times as much as started. Only after the first wild steps does it vanish there, too. Residual with batch norm: {ends["batch norm", "He"][0]:.0f} times in a textbook network,
   {ends["batch norm", "He"][1]:.0f} times in the course's, with branches at 1/n.
 {lines}
 - **"Do not train"** says more than that: with batch norm, 58 plain layers get {right["plain, 58 layers"]:.0f} % of the
@@ -1165,8 +1253,8 @@ wrong about the reason, as soon as there is batch norm.
   one, n = 3). And around its trained weights the loss rises at once: at a quarter of their length
   {lost["plain", 58].mean():.0f} % of what it had learned is gone; {lost["residual", 58].mean():.0f} % in the residual
   one (n = 3).
-- **How the course's residual network does it:** by short paths: half of its gradient comes through at most {middle} of
-  50 branches. That is partly the start at 1/n: at the textbook's it is {textbook}, before training.
+- **How the course's residual network does it:** by short paths: half of its gradient's square comes through at most
+  {middle} of 50 branches. That is partly the start at 1/n: at the textbook's it is {textbook}, before training.
 """)
 
 # %% [markdown]
@@ -1184,7 +1272,9 @@ wrong about the reason, as soon as there is batch norm.
 # normalization](https://arxiv.org/abs/1902.08129). Hanin & Nica 2018, [Products of many large random
 # matrices](https://arxiv.org/abs/1812.05994). Hanin & Rolnick 2018, [How to start
 # training](https://arxiv.org/abs/1803.01719). De & Smith 2020, [Batch normalization biases residual blocks towards the
-# identity function](https://arxiv.org/abs/2002.10444). Veit, Wilber & Belongie 2016, [Residual networks behave like
+# identity function](https://arxiv.org/abs/2002.10444). Zhang, Dauphin & Ma 2019, [Fixup
+# initialization](https://arxiv.org/abs/1901.09321). He, Zhang, Ren & Sun 2016, [Identity mappings in deep residual
+# networks](https://arxiv.org/abs/1603.05027). Veit, Wilber & Belongie 2016, [Residual networks behave like
 # ensembles of relatively shallow networks](https://arxiv.org/abs/1605.06431). Balduzzi et al. 2017, [The shattered
 # gradients problem](https://arxiv.org/abs/1702.08591). H. Li et al. 2018, [Visualizing the loss landscape of neural
 # nets](https://arxiv.org/abs/1712.09913). Karpathy 2022, [Building makemore, part
