@@ -1083,8 +1083,7 @@ Markdown(f"""
 - {results[2]}.
 - {results[3]}.
 - Halving widens the view: layer 4 can see {last[0]} pixels, and {fields(False)[-1]} without it, where {whole["flat"][0]}
-  of {whole["flat"][1]} places see the whole image. Nine tenths of the
-  influence come from the inner {last[2]}.
+  of {whole["flat"][1]} places see the whole image. Nine tenths of the influence come from the inner {last[2]}.
 
 **"Max pooling reduces the dimensionality by quite a bit, so use it only once"**, in a stem that pools before its ReLU:
 
