@@ -513,10 +513,10 @@ LESSON_01 = {
         (
             Option(
                 "much against both: networks need mean 0 and standard deviation 1",
-                "Pixels from 0 to 1 are near unit size already, and weights and bias make up for the rest.",
+                "Against bytes, yes; pixels from 0 to 1 are near unit size already and lose a point or two.",
             ),
             Option(
-                "little against pixels from 0 to 1, much against bytes",
+                "a point or two against pixels from 0 to 1, far more against bytes",
                 "What counts is that the input is near the size that the initial weights are made for.",
                 right=True,
             ),
