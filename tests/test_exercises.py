@@ -267,6 +267,45 @@ def test_half_batch_exercise_refuses_a_whole_batch_in_memory(loss, capsys):
     assert "8 images at once wait for backward(): too many" in capsys.readouterr().out
 
 
+def halves_by_grad(model, optimizer, images, labels):
+    """`torch.autograd.grad` adds nothing to `.grad` by itself."""
+    weights = list(model.parameters())
+    pairs = zip(images.chunk(2), labels.chunk(2), strict=True)
+    gradients = [torch.autograd.grad(one_loss(model, *pair), weights) for pair in pairs]
+    for weight, *parts in zip(weights, *gradients, strict=True):
+        weight.grad = sum(parts) / 2
+    optimizer.step()
+
+
+def halves_watched(model, optimizer, images, labels):
+    """What goes through without a gradient waits for nothing."""
+    for half in images.chunk(2):
+        with torch.no_grad():
+            model(half)
+    exercises.in_halves(model, optimizer, images, labels)
+
+
+@pytest.mark.parametrize("step", [halves_by_grad, halves_watched])
+def test_half_batch_exercise_takes_other_right_answers(step):
+    assert exercises.check("00.halves", step) is True
+
+
+@pytest.mark.parametrize(
+    ("first", "stride", "second", "said"),
+    [
+        (2, 3, 1, "Either the second convolution's padding is missing, or the pooling moved by 3"),
+        (2, 2, 0, "Either the second convolution's padding is missing, or the pooling moved by 3"),
+        (0, 2, 1, "The first convolution's padding is missing"),
+    ],
+)
+def test_stack_exercise_names_the_padding_or_the_stride_that_was_overlooked(first, stride, second, said, capsys):
+    """`first` and `second` are the paddings of the two convolutions, `stride` is that of the pooling."""
+    layers = torch.nn.Conv2d(3, 16, 5, 2, first), torch.nn.MaxPool2d(3, stride), torch.nn.Conv2d(16, 24, 3, 1, second)
+    shape = torch.nn.Sequential(*layers)(torch.zeros(1, 3, 30, 30)).shape[1:]
+    assert exercises.check("02.stack", (*shape, 4712)) is False
+    assert said in capsys.readouterr().out
+
+
 def test_budget_exercise_measures_size_parameters_flops_and_learning():
     """Each known mistake breaks another set of the conditions; a network that breaks one is not trained."""
     exercise = EXERCISES["02.budget"]

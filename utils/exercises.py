@@ -278,13 +278,20 @@ def weights_after_steps(step: Callable[[nn.Module, torch.optim.Optimizer, Tensor
         if waiting > 4:
             raise ValueError(f"{waiting} images at once wait for backward(): too many for the memory, of a batch of 8")
 
-    def free(weight: Tensor) -> None:
+    def free(gradient: Tensor) -> None:
         nonlocal waiting
         waiting = 0
 
+    def watch(model: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> None:
+        nonlocal waiting
+        if logits.requires_grad:
+            logits.register_hook(free)  # of backward() and of torch.autograd.grad
+        else:
+            waiting -= len(inputs[0])
+
     model = nn.Linear(5, 3)
     model.register_forward_pre_hook(count)
-    model.weight.register_post_accumulate_grad_hook(free)
+    model.register_forward_hook(watch)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for _ in range(2):
         step(model, optimizer, torch.randn(8, 5), torch.randint(3, (8,)))
@@ -722,8 +729,12 @@ LESSON_02 = {
         tolerance=1e-6,
         mistakes=(
             Mistake((24, 8, 8, 4712), "You rounded up: a window that does not fit any more is left out."),
-            Mistake((24, 5, 5, 4712), "The pooling's window has side 3, but it moves by its stride of 2, not by 3."),
-            Mistake((24, 6, 6, 4712), "One of the two paddings is missing: each adds pixels on both sides."),
+            Mistake(
+                (24, 5, 5, 4712),
+                "Either the second convolution's padding is missing, or the pooling moved by 3 in place of its stride "
+                "of 2.",
+            ),
+            Mistake((24, 6, 6, 4712), "The first convolution's padding is missing: it adds two pixels on each side."),
             Mistake((24, 7, 7, 4688), "The second convolution has biases, one for each output channel."),
             Mistake((24, 7, 7, 4728), "The first convolution has no biases: bias=False."),
             Mistake((24, 7, 7, 4680), "Batch norm has parameters too: a γ and a β for each channel."),

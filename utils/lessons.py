@@ -88,10 +88,15 @@ def reading(name: str, root: Path = files.ROOT) -> str:
 
 
 def expected(images_per_second: float) -> dict[str, float]:
-    """Return the `seconds` for a machine that trains the course's network at so many images per second."""
+    """Return the `seconds` that each lesson takes at most where the network trains at so many images per second.
+
+    All of it is taken to slow down as training does, though the rest does so less; a faster machine is promised
+    nothing, for the rest may be no faster there.
+    """
     rows = bench.measured_on().query("measurement == 'loop'")
     there = rows[rows["what"].str.startswith("the course's loop, ") & (rows["unit"] == "images/s")]["median"].item()
-    return {name: time * there / images_per_second for name, time in seconds().items()}
+    slower = max(1.0, there / images_per_second)
+    return {name: slower * time for name, time in seconds().items()}
 
 
 def table(took: Mapping[str, float], memory: Mapping[str, float], alone: Mapping[str, float]) -> str:

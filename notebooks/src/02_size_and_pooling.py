@@ -760,9 +760,9 @@ assert changed["average"] == min(changed.values())
 #
 # There is another difference. The average of a convolution's outputs is a weighted sum of pixels again: convolution and
 # pooling together are **one convolution**, with a larger kernel and a stride. Only the maximum is something new. (So it
-# is in this stem, which pools *before* norm and ReLU; lesson 07 says why. Behind a ReLU, as in most networks, the average
-# is no weighted sum of pixels either, and what is measured below says nothing about that.) For the stem of the network
-# above, with its kernels of 3×3 and windows of 2×2:
+# is in this stem, which pools *before* norm and ReLU; lesson 07 says why. Behind a ReLU, as in most networks, the
+# average is no weighted sum of pixels either, and what is measured below says nothing about that.) For the stem of the
+# network above, with its kernels of 3×3 and windows of 2×2:
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -934,8 +934,8 @@ assert (other.loc["flat", [2, 4]] > 1).all(), "with its border, flat changes ans
 # Weiss (2019)](https://arxiv.org/abs/1805.12177) found in far larger networks. Blurring before each stride helps
 # ([Zhang 2019](https://arxiv.org/abs/1904.11486)), but nothing here helps as much as **shifted training images**: what
 # the images show, the network learns. That is why the course's recipe has random crops. (They cost something, too: see
-# how well each kind does *without* a shift. Bands that overlap do not settle it: with the same seeds, take the difference
-# seed by seed, as the cell above does for pooling in every layer.)
+# how well each kind does *without* a shift. Bands that overlap do not settle it: with the same seeds, take the
+# difference seed by seed, as is done above for pooling in every layer.)
 #
 # ## Pool once, everywhere, or not at all?
 
@@ -1082,7 +1082,7 @@ Markdown(f"""
 - {results[1]}.
 - {results[2]}.
 - {results[3]}.
-- Halving widens the view: layer 4 can see {last[0]} pixels, and {fields(False)[-1]} without it, where {whole["flat"][0]}
+- Halving widens the view: layer 4 can see {last[0]} pixels, {fields(False)[-1]} without it, where {whole["flat"][0]}
   of {whole["flat"][1]} places see the whole image. Nine tenths of the influence come from the inner {last[2]}.
 
 **"Max pooling reduces the dimensionality by quite a bit, so use it only once"**, in a stem that pools before its ReLU:
