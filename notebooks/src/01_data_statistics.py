@@ -987,8 +987,8 @@ for half, same in (("no norm", (0.01, 0.03, 0.1)), ("batch norm", (0.3, 1))):
         early[half, lr] = evidence.paired(ours[lr][trained].to_numpy(), theirs[lr][trained].to_numpy())
         print(f"    {evidence.points(early[half, lr])}, both at {lr:g}")
 ahead = {key: row["low"] > 0 for key, row in early.items()}
-assert ahead["no norm"] and ahead["no norm", 0.01] and ahead["no norm", 0.03] and not ahead["no norm", 0.1]
-assert not ahead["batch norm"] and not ahead["batch norm", 0.3] and not ahead["batch norm", 1]
+shown = [key for key, above in ahead.items() if above]
+assert shown == ["no norm", ("no norm", 0.01), ("no norm", 0.03)]
 assert min(row["high"] for row in early.values()) > 0, "nowhere behind"
 
 # %% [markdown]

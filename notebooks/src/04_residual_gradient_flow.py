@@ -663,7 +663,7 @@ at_head, at_bias = stuck.head.weight.grad.norm().item(), stuck.head.bias.grad.no
 print(f"weight gradient: {first:.0e} in the first convolution, {middle:.0e} in the middle one, {end:.0e} in the last,")
 print(f"    {at_head:.0e} in the head, {at_bias:.0e} in the head's bias")
 print(f"standard deviation of a logit over 16 images: {logits.std(0).mean():.0e}")
-assert max(at_start + [at_head]) < 1e-3 < 0.1 < at_bias
+assert max(*at_start, at_head) < 1e-3 < 0.1 < at_bias
 assert 0.1 < first / end < 10
 assert logits.std(0).mean() < 1e-4
 
@@ -1243,7 +1243,8 @@ wrong about the reason, as soon as there is batch norm.
 
 - **What gets back,** at 102 layers and before training: of a plain network without norm, {vanished:.0e} of the
   gradient (PyTorch's default; {of_he:.0e} from He's weights, where the images are lost on the way forward, too). With
-  batch norm {exploded:.0e} times as much as started. Only after the first wild steps does it vanish there, too. Residual with batch norm: {ends["batch norm", "He"][0]:.0f} times in a textbook network,
+  batch norm {exploded:.0e} times as much as started. Only after the first wild steps does it vanish there, too.
+  Residual with batch norm: {ends["batch norm", "He"][0]:.0f} times in a textbook network,
   {ends["batch norm", "He"][1]:.0f} times in the course's, with branches at 1/n.
 {lines}
 - **"Do not train"** says more than that: with batch norm, 58 plain layers get {right["plain, 58 layers"]:.0f} % of the
