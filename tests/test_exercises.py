@@ -316,6 +316,33 @@ def test_budget_exercise_measures_size_parameters_flops_and_learning():
     assert exercises.kept_budgets(exercise.right) == [True] * 4
 
 
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (lambda: (torch.nn.Conv2d(1, 10, 3, padding=1),), "it makes the shape (1, 10, 28, 28), not (1, 10)"),
+        (lambda: (torch.nn.Flatten(), torch.nn.Linear(784, 5)), "it makes the shape (1, 5), not (1, 10)"),
+        (
+            lambda: (torch.nn.Conv2d(1, 64, 5), torch.nn.Flatten(), torch.nn.Linear(36_864, 10)),
+            "Too many parameters and too many FLOPs",  # and for images of 28×28 only
+        ),
+    ],
+)
+def test_budget_exercise_names_a_wrong_shape_and_both_broken_budgets(layers, said, capsys):
+    assert exercises.check("02.budget", lambda: torch.nn.Sequential(*layers())) is False
+    assert said in capsys.readouterr().out
+
+
+def test_budget_exercise_asks_a_network_without_norm_for_one(capsys):
+    def build():
+        pairs = zip((1, 8, 16), (8, 16, 32), strict=True)
+        layers = [(torch.nn.Conv2d(*pair, 3, padding=1), torch.nn.ReLU(), torch.nn.MaxPool2d(2)) for pair in pairs]
+        end = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(32, 10)
+        return torch.nn.Sequential(*sum(layers, ()), *end)
+
+    assert exercises.check("02.budget", build) is False
+    assert "hardly learns (rate 0.2): does a norm stand behind each convolution?" in capsys.readouterr().out
+
+
 def test_budget_exercise_counts_as_torch_does():
     """8,000 parameters are within the budget, 8,001 are not."""
     for extra, kept in ((0, True), (1, False)):
@@ -345,6 +372,14 @@ def test_gain_exercise_takes_a_simulation_of_100_000_draws_and_asks_a_noisy_one_
     assert said[1_000] == "✘ Nearly"
 
 
+def test_gain_exercise_asks_for_normal_numbers(capsys):
+    def uniform(count):  # of variance 1
+        return (2 * torch.rand(count) - 1) * math.sqrt(3)
+
+    assert exercises.check("05.gain", partial(exercises.gain_of, sample=uniform)) is False
+    assert "else look at what you draw: z is normal" in capsys.readouterr().out
+
+
 def test_only_a_near_answer_that_is_no_known_mistake_is_called_nearly_right(monkeypatch, capsys):
     mistake = Mistake(2.1, "A tenth too many.")
     monkeypatch.setitem(REGISTRY, "number", replace(NUMBER, mistakes=(mistake,), nearly="Nearly: go on."))
@@ -360,16 +395,39 @@ def scaled_up(network):
             conv.weight.mul_(math.sqrt(6))
 
 
+def all_but_the_stem(network):
+    exercises.he(torch.nn.Sequential(*exercises.convolutions(network)[1:]))
+
+
 @pytest.mark.parametrize(
     "repair",
     [
         scaled_up,
+        all_but_the_stem,
         partial(exercises.he, draw=torch.nn.init.kaiming_uniform_),
         partial(exercises.he, draw=partial(torch.nn.init.orthogonal_, gain=math.sqrt(2))),
     ],
 )
 def test_repair_exercise_takes_other_right_answers(repair):
     assert exercises.check("05.repair", repair) is True
+
+
+def half_of_them(network):
+    exercises.he(torch.nn.Sequential(*exercises.convolutions(network)[:6]))
+
+
+@pytest.mark.parametrize(
+    ("repair", "said"),
+    [
+        (half_of_them, "Only some of its convolutions have changed"),
+        (partial(exercises.he, draw=partial(torch.nn.init.normal_, std=0.2)), "some get too much"),
+        (partial(exercises.he, draw=partial(torch.nn.init.normal_, std=0.1)), "one number for all layers"),
+        (partial(exercises.he, draw=torch.nn.init.dirac_), "a standard deviation of √(2 / fan-in)"),
+    ],
+)
+def test_repair_exercise_names_other_mistakes(repair, said, capsys):
+    assert exercises.check("05.repair", repair) is False
+    assert said in capsys.readouterr().out
 
 
 def test_repair_exercise_trains_only_what_may_learn(monkeypatch):
@@ -414,10 +472,11 @@ def test_fifty_layers_know_of_each_field_that_it_does_not_help(change, capsys):
     assert capsys.readouterr().out.startswith("✘ That field does not help")
 
 
-def new_convolution(conv, norm):
-    """A folded convolution that is made anew, and so draws random weights first."""
+def new_convolution(conv, norm, sides=None):
+    """A folded convolution that is made anew, and so draws random weights first; kernel and padding may be fixed."""
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    folded = torch.nn.Conv2d(4, 4, 3, conv.stride, padding=1)
+    kernel, padding = sides or (conv.kernel_size, conv.padding)
+    folded = torch.nn.Conv2d(conv.in_channels, conv.out_channels, kernel, conv.stride, padding)
     with torch.no_grad():
         folded.weight.copy_(conv.weight * scale.view(-1, 1, 1, 1))
         folded.bias.copy_(norm.bias + ((0 if conv.bias is None else conv.bias) - norm.running_mean) * scale)
@@ -427,6 +486,12 @@ def new_convolution(conv, norm):
 @pytest.mark.parametrize("fold", [new_convolution, torch.nn.utils.fusion.fuse_conv_bn_eval])
 def test_fold_exercise_takes_other_right_answers(fold):
     assert exercises.check("03.fold", fold) is True
+
+
+def test_fold_exercise_refuses_what_folds_no_shortcut(capsys):
+    """Its lesson folds 1×1 convolutions, too."""
+    assert exercises.check("03.fold", partial(new_convolution, sides=(3, 1))) is False
+    assert "take over channels, kernel size, stride and padding" in capsys.readouterr().out
 
 
 def an_epoch(
@@ -440,21 +505,23 @@ def an_epoch(
     roll=0,
     loss_by=None,
     read=None,
+    keep=torch.Tensor.detach,
+    every=1,
     order=torch.randperm,
     coins=len,
 ):
     """A right epoch for the exercise with five faults; the options are ways to cheat."""
     losses = []
     model.train()
-    for batch in order(len(images)).split(16):
+    for step, batch in enumerate(order(len(images)).split(16)):
         x = exercises.as_pixels(images[batch])
         x = torch.where(torch.rand(coins(x), 1, 1, 1) < 0.5, x.flip(-1), x)
         loss = F.cross_entropy(model(x), labels.roll(roll)[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(loss.detach())
-        if read is not None:
+        losses.append(keep(loss))
+        if read is not None and step % every == 0:
             read(losses[-1])
     model.eval()
     with torch.inference_mode():
@@ -470,7 +537,12 @@ def an_epoch(
         ({"loss_by": math.nan}, "mean loss nan returned"),
         ({"read": lambda loss: float(loss.numpy())}, "Tensor.numpy was called while training"),
         ({"read": np.asarray}, "Tensor.__array__ was called while training"),
-        ({"read": float}, "asks for a tensor's value as a Python number"),
+        ({"read": float}, "steps ask for a tensor's value"),
+        ({"read": torch.Tensor.item, "every": 3}, "steps ask for a tensor's value"),
+        ({"read": lambda loss: loss.tolist()}, "steps ask for a tensor's value"),
+        ({"keep": lambda loss: loss.detach().cpu()}, "steps ask for a tensor's value"),
+        ({"keep": lambda loss: loss.detach().to(device="cpu")}, "steps ask for a tensor's value"),
+        ({"keep": lambda loss: loss}, "the graphs of 12 steps are still there"),
         ({"coins": lambda x: 1}, "expected a coin for each image"),
         ({"order": torch.arange}, "expected a new random order"),
         ({"order": lambda count: torch.arange(count).flip(0)}, "expected a new random order"),
@@ -481,6 +553,64 @@ def test_faults_exercise_is_not_fooled(cheat, said, capsys):
     assert exercises.check("07.faults", an_epoch)
     assert not exercises.check("07.faults", partial(an_epoch, **cheat))
     assert said in capsys.readouterr().out
+
+
+def test_faults_exercise_takes_a_step_that_reads_once():
+    assert exercises.check("07.faults", partial(an_epoch, read=float, every=100))
+    assert exercises.check("07.faults", partial(an_epoch, keep=lambda loss: loss.detach().to(torch.float64)))
+
+
+def test_faults_exercise_finds_the_graphs_in_a_running_sum(capsys):
+    total = 0.0
+
+    def add(loss):
+        nonlocal total
+        total = total + loss
+        return loss.detach()
+
+    assert not exercises.check("07.faults", partial(an_epoch, keep=add))
+    assert "the graphs of 12 steps are still there" in capsys.readouterr().out
+
+
+def test_faults_exercise_names_the_fetching_of_images_one_by_one(capsys):
+    def epoch(model, optimizer, images, labels, *validation):
+        one_by_one = torch.stack([image.clone() for image in images])
+        return an_epoch(model, optimizer, one_by_one, labels, *validation)
+
+    assert not exercises.check("07.faults", epoch)
+    assert "images are fetched or augmented one by one in Python" in capsys.readouterr().out
+
+
+def with_verdict(verdict, **wrong):
+    return *exercises.judged_pairs(**wrong)[:2], verdict
+
+
+@pytest.mark.parametrize("verdict", ["supported", "refuted", "inconclusive"])
+def test_verdict_exercise_looks_at_the_numbers_first(verdict, capsys):
+    assert not exercises.check("08.verdict", with_verdict(verdict, quantile=1.96))
+    assert "1.96 is the normal quantile" in capsys.readouterr().out
+    assert not exercises.check("08.verdict", (*exercises.judged_pairs()[1::-1], verdict))
+    assert "you swapped them" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [("refuted", "reaches above the margin"), ("supported", "Zero is outside"), ("yes", "Expected a tuple")],
+)
+def test_verdict_exercise_judges_the_verdict_of_right_numbers(verdict, said, capsys):
+    assert not exercises.check("08.verdict", with_verdict(verdict))
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("logarithm", [math.log, lambda factor: float(np.log(np.float64(factor)))])
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_steps_exercise_names_the_rate_that_lands_at_the_bottom(logarithm, capsys):
+    def needed(curvatures, lr):
+        slowest = max(abs(1 - lr * curvature) for curvature in curvatures)
+        return math.inf if slowest >= 1 else math.ceil(math.log(0.01) / logarithm(slowest))
+
+    assert not exercises.check("01.steps", needed)
+    assert "log(0) has no value: treat it apart" in capsys.readouterr().out
 
 
 def test_an_answer_of_the_right_type_is_not_called_wrong_for_its_type(capsys):

@@ -6,6 +6,7 @@ import html
 import itertools
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -361,6 +362,14 @@ LESSON_00 = {
                 "Those are two steps on small batches: the second half saw weights that the first had already changed.",
             ),
             Mistake(
+                partial(in_halves, clear_each=True, step_each=True),
+                "Those are two steps, each half as long: the second half saw weights that the first had changed.",
+            ),
+            Mistake(
+                partial(in_halves, step_each=True),
+                "Those are two steps, and the first half's gradient is in both: step once, when both are added up.",
+            ),
+            Mistake(
                 partial(in_halves, clear_first=False),
                 "The second call still carries the first call's gradient: something has to clear it.",
             ),
@@ -383,13 +392,15 @@ LESSON_00 = {
 Triple = tuple[float, float, float]  # how many values, their mean, their standard deviation
 
 
-def combine(a: Triple, b: Triple, *, within: bool = True, between: bool = True, root: bool = True) -> Triple:
-    """Return count, mean and std of two sets of values together; the options are what one can leave out."""
+def combine(
+    a: Triple, b: Triple, *, within: bool = True, between: bool = True, root: bool = True, less: int = 0
+) -> Triple:
+    """Return count, mean and std of two sets of values together; the options are what one can get wrong."""
     (n_a, mean_a, std_a), (n_b, mean_b, std_b) = a, b
     n = n_a + n_b
     mean = (n_a * mean_a + n_b * mean_b) / n
-    variance = within * (n_a * std_a**2 + n_b * std_b**2) / n
-    variance += between * (n_a * (mean_a - mean) ** 2 + n_b * (mean_b - mean) ** 2) / n
+    variance = within * ((n_a - less) * std_a**2 + (n_b - less) * std_b**2) / (n - less)
+    variance += between * (n_a * (mean_a - mean) ** 2 + n_b * (mean_b - mean) ** 2) / (n - less)
     return n, mean, variance**0.5 if root else variance
 
 
@@ -411,6 +422,8 @@ def steps_needed(
     *,
     pick: Callable[[list[float]], float] = max,
     rounded: Callable[[float], float] = math.ceil,
+    landed: float = 1,
+    never: float = math.inf,
 ) -> float:
     """Return how many steps of gradient descent bring the distance along each axis of a quadratic to 1 % or less.
 
@@ -418,17 +431,21 @@ def steps_needed(
     """
     slowest = pick([abs(1 - lr * curvature) for curvature in curvatures])
     if slowest == 0:
-        return 1
-    return math.inf if slowest >= 1 else rounded(math.log(0.01) / math.log(slowest))
+        return landed
+    return never if slowest >= 1 else rounded(math.log(0.01) / math.log(slowest))
 
 
-def steps_cases(function: Callable[[list[float], float], float]) -> list[float]:
+def steps_cases(function: Callable[[list[float], float], float]) -> list[tuple[float, float]]:
     """Return what `function` says of narrow bowls, of rates that overshoot, never settle or diverge, and of one that
-    lands at the bottom; ∞ is -1."""
+    lands at the bottom: a finite number and 0, or 0 and 1 for ∞."""
     cases = [([1.0, 4.0], 0.2), ([4.0, 1.0], 0.3), ([100.0, 3.0, 1.0], 0.012), ([4.0, 1.0], 0.48), ([4.0, 1.0], 0.52)]
-    cases += [([4.0, 1.0], 0.5), ([2.0, 2.0], 0.5)]
+    cases += [([4.0, 1.0], 0.5), ([3.0, 100.0, 1.0, 2.0], 0.0195)]
     said = [function(list(curvatures), lr) for curvatures, lr in cases]
-    return [-1 if value == math.inf else value for value in said]
+    try:
+        said.append(function([2.0, 2.0], 0.5))
+    except ValueError:  # math.log(0)
+        said.append(0)  # what NumPy makes of it
+    return [(0, 1) if value == math.inf else (value, 0) for value in said]
 
 
 LESSON_01 = {
@@ -480,6 +497,8 @@ LESSON_01 = {
                 partial(combine, root=False),
                 "That is the variance of both together: a standard deviation is its square root.",
             ),
+            Mistake(partial(combine, less=1), "Divide by n, not by n − 1: all pixels are there."),
+            Mistake(lambda a, b: (*combine(a, b)[1:], a[0] + b[0]), "The order is count, mean, std."),
         ),
         hints=(
             "The mean of both together is an average weighted by the counts.",
@@ -555,6 +574,18 @@ LESSON_01 = {
                 "You follow the flattest axis only: at a large rate the steepest one overshoots and is slower.",
             ),
             Mistake(
+                lambda curvatures, lr: steps_needed([curvatures[0], curvatures[-1]], lr),
+                "You follow the first and the last curvature: the list need not be sorted.",
+            ),
+            Mistake(
+                partial(steps_needed, landed=0),
+                "A rate that lands at the bottom takes one step, and log(0) has no value: treat it apart.",
+            ),
+            Mistake(
+                partial(steps_needed, never=-1),
+                "What never arrives takes math.inf steps, not −1.",
+            ),
+            Mistake(
                 partial(steps_needed, rounded=math.floor),
                 "Rounded down, the distance is still above 1 %: steps are whole, so round up.",
             ),
@@ -590,19 +621,22 @@ def small_network(channels: tuple[int, ...] = (8, 16, 32), strides: tuple[int, .
 
 
 def kept_budgets(build: Callable[[], nn.Module]) -> list[bool]:
-    """Return whether the network that `build` makes takes 28×28 and 40×40 images, keeps each budget, and learns.
+    """Return whether the network that `build` makes takes 40×40 images, too, keeps each budget, and learns.
 
-    Raises TypeError when `build` returns no nn.Module.
+    Other images are only tried, and training too, when the budgets are kept. Raises TypeError when `build` returns no
+    nn.Module, and ValueError when a 28×28 image does not give ten logits.
     """
     network = build()
     if not isinstance(network, nn.Module):
         raise TypeError(f"one nn.Module should come back, not {type(network).__name__}")
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        fits = network.eval()(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+        shape = tuple(network.eval()(torch.zeros(1, 1, 28, 28)).shape)
+    if shape != (1, 10):
+        raise ValueError(f"of one 28×28 image, 1×1×28×28, it makes the shape {shape}, not (1, 10)")
     parameters = sum(weight.numel() for weight in network.parameters())
     cheap = [parameters <= MOST_PARAMETERS, counter.get_total_flops() <= MOST_FLOPS]
-    fits = fits and takes(network, 40)
+    fits = not all(cheap) or takes(network, 40)
     return [fits, *cheap, fits and all(cheap) and learned(network) >= LEAST_ACCURACY]
 
 
@@ -771,7 +805,8 @@ LESSON_02 = {
             ),
             Mistake(
                 partial(small_network, (2,), (2,)),
-                "It keeps both budgets but hardly learns: it may spend more of them, on channels and on layers.",
+                "It keeps both budgets but hardly learns (rate 0.2): does a norm stand behind each convolution? Do "
+                "logits come out, without softmax? Else spend more on channels and layers.",
             ),
         ),
         hints=(
@@ -794,30 +829,34 @@ def fold(
     axis: int = 0,
     root: bool = True,
     eps: bool = True,
+    eps_inside: bool = True,
     mean: bool = True,
     bias: bool = True,
     scaled_bias: bool = True,
+    beta: bool = True,
 ) -> nn.Conv2d:
     """Return one convolution that does what `conv` and `norm` behind it do; the options are what one can get wrong."""
-    variance = norm.running_var + (norm.eps if eps else 0.0)
-    scale = norm.weight / (variance.sqrt() if root else variance)  # C
+    variance = norm.running_var + (norm.eps if eps and eps_inside else 0.0)
+    deviation = (variance.sqrt() if root else variance) + (0.0 if eps_inside else norm.eps)
+    scale = norm.weight / deviation  # C
     folded = copy.deepcopy(conv)
     folded.weight = nn.Parameter(conv.weight * scale.view([-1 if place == axis else 1 for place in range(4)]))
     offset = torch.zeros_like(scale) if conv.bias is None or not bias else conv.bias
     offset = offset - norm.running_mean if mean else offset
-    folded.bias = nn.Parameter(norm.bias + (offset * scale if scaled_bias else offset))
+    folded.bias = nn.Parameter(norm.bias * beta + (offset * scale if scaled_bias else offset))
     return folded
 
 
 def folded_outputs(function: Callable[[nn.Conv2d, nn.BatchNorm2d], nn.Conv2d]) -> Tensor:
-    """Return what two folded convolutions, one with a bias and one without, make of 2×4×6×6 activations.
+    """Return what folded convolutions make of 2×4×6×6 activations: one with a bias, one without, and a 1×1 shortcut.
 
-    Raises TypeError when `function` returns anything but one convolution.
+    The shortcut has one output channel, so that scales on the wrong axis fit, and are found by what comes out. Raises
+    TypeError when `function` returns anything but one convolution, ValueError when that has another kernel or stride.
     """
     outputs = []
-    for bias, stride in ((True, 1), (False, 2)):
-        conv = nn.Conv2d(4, 4, 3, stride, padding=1, bias=bias).eval()
-        norm = nn.BatchNorm2d(4, eps=1e-2).eval()
+    for channels, kernel, stride, bias in ((4, 3, 1, True), (4, 3, 2, False), (1, 1, 2, False)):
+        conv = nn.Conv2d(4, channels, kernel, stride, padding=kernel // 2, bias=bias).eval()
+        norm = nn.BatchNorm2d(channels, eps=1e-2).eval()
         for values in (norm.weight, norm.bias, norm.running_mean):
             nn.init.normal_(values)
         nn.init.uniform_(norm.running_var, 0.02, 0.5)
@@ -826,6 +865,8 @@ def folded_outputs(function: Callable[[nn.Conv2d, nn.BatchNorm2d], nn.Conv2d]) -
             folded = function(conv, norm)
         if not isinstance(folded, nn.Conv2d):
             raise TypeError(f"one nn.Conv2d should come back, not {type(folded).__name__}")
+        if folded.weight.shape != conv.weight.shape or folded(x).shape != conv(x).shape:
+            raise ValueError(f"{conv} became {folded}: take over channels, kernel size, stride and padding")
         outputs.append(folded(x).flatten())
     return torch.cat(outputs)
 
@@ -891,6 +932,14 @@ LESSON_03 = {
             Mistake(
                 partial(fold, eps=False),
                 "You left ε out: it is part of the division, and counts where a variance is small.",
+            ),
+            Mistake(
+                partial(fold, eps_inside=False),
+                "You add ε to the root: batch normalization adds it to the variance, under the root.",
+            ),
+            Mistake(
+                partial(fold, beta=False),
+                "You left β out: batch normalization adds it in the end, so it belongs to the bias.",
             ),
             Mistake(
                 partial(fold, axis=1),
@@ -1148,8 +1197,8 @@ def with_batch_norm(network: nn.Module) -> None:
 def revived(repair: Callable[[nn.Module], Any]) -> list[float]:
     """Return what `repair` made of the 14-layer plain network.
 
-    That is: whether its layers are those of before, whether none (0), some (0.5) or all (1) convolutions changed,
-    whether their kernels differ, what its signal is like, and whether it learns.
+    That is: whether its layers are those of before, whether convolutions changed (0: none; 0.5: some, and the signal
+    vanishes; 1), whether their kernels differ, what its signal is like, and whether it learns.
 
     The signal: 0 well, -1 vanished, -2 lost, 1 exploded. What fails ends the examination, and the rest counts as 0.
     """
@@ -1160,11 +1209,12 @@ def revived(repair: Callable[[nn.Module], Any]) -> list[float]:
         return [0.0, 0.0, 0.0, 0.0, 0.0]
     pairs = list(zip(convolutions(network), weights, strict=True))
     moved = [not torch.equal(conv.weight, old) for conv, old in pairs]
-    changed = (any(moved) + all(moved)) / 2  # 0: none of them, 1: all
     differ = all(conv.weight.std(0).max() > 0 for conv in convolutions(network))
-    signal = signal_class(network) if changed == 1 and differ else 0
-    alive = changed == 1 and differ and signal == 0 and educated(network) >= REVIVED
-    return [1.0, changed, float(differ), float(signal), float(alive)]
+    signal = signal_class(network) if any(moved) and differ else 0
+    if signal < 0 and not all(moved):
+        return [1.0, 0.5, 0.0, 0.0, 0.0]
+    alive = any(moved) and differ and signal == 0 and educated(network) >= REVIVED
+    return [1.0, float(any(moved)), float(differ), float(signal), float(alive)]
 
 
 def layout(network: nn.Module) -> list[tuple[str, type, tuple]]:
@@ -1289,6 +1339,10 @@ LESSON_05 = {
                 "You keep the variance, without the mean: but the next layer adds up squares, the mean's included.",
             ),
             Mistake(
+                partial(gain_of, size=torch.var),
+                "That is 1 / variance: take the mean of the squares, without subtracting a mean, and the root of it.",
+            ),
+            Mistake(
                 partial(gain_of, inverse=False),
                 "That is what the activation leaves; the weights have to undo it.",
             ),
@@ -1312,7 +1366,7 @@ LESSON_05 = {
         ),
         measure=gains_of_three,
         tolerance=0.02,
-        nearly="Nearly: draw more numbers, your simulation is still noisy.",
+        nearly="Nearly. With fewer than 100,000 draws it is noise; else look at what you draw: z is normal.",
     ),
     "05.repair": Exercise(
         expects="a function f(network) that changes the weights of its convolutions in place",
@@ -1325,7 +1379,7 @@ LESSON_05 = {
             ),
             Mistake(
                 he_first_only,
-                "Only some of its convolutions have changed: the signal shrinks in each of them.",
+                "Only some of its convolutions have changed: the signal still shrinks in the others.",
             ),
             Mistake(
                 partial(he, draw=nn.init.xavier_normal_),
@@ -1345,8 +1399,9 @@ LESSON_05 = {
             ),
             Mistake(
                 partial(he, draw=partial(nn.init.kaiming_normal_, mode="fan_out")),
-                "Something arrives, but too little to learn from it in time: where the channels double, the fan-out is "
-                "larger than the fan-in, and forwards the fan-in alone counts.",
+                "Something arrives, but the network does not learn in time: each layer needs a standard deviation of "
+                "√(2 / fan-in), its own fan-in (with fan-out, or one number for all layers, some get too much or too "
+                "little).",
             ),
             Mistake(
                 with_batch_norm,
@@ -1385,15 +1440,25 @@ def calibration_gap(
     return total(torch.stack(gaps), torch.stack(shares)).item()
 
 
+def without_certain(p: Tensor, labels: Tensor, bins: int) -> float:
+    """Return the calibration error when confidences of exactly 1 fall out of the last bin."""
+    kept = p.amax(1) < 1
+    return calibration_gap(p[kept], labels[kept], bins) * kept.double().mean().item()
+
+
 def signed(right: Tensor, sure: Tensor, middle: float) -> Tensor:
     """Return accuracy minus confidence."""
     return right.mean() - sure.mean()
 
 
 def calibration_cases(function: Callable[[Tensor, Tensor, int], float]) -> list[float]:
-    """Return what `function` says of answers that are too sure where they are sure, and too modest elsewhere."""
+    """Return what `function` says of answers that are too sure where they are sure, and too modest elsewhere.
+
+    Two of them are wrong with a probability of 1, which belongs to the last bin.
+    """
     p = (2.5 * torch.randn(400, 5, dtype=torch.float64)).softmax(1)
     labels = torch.where(torch.rand(400) < 0.6, torch.multinomial((0.1 + p) ** 0.5, 1)[:, 0], p.argmax(1))
+    p, labels = torch.cat([p, torch.eye(5, dtype=p.dtype)[:2]]), torch.cat([labels, torch.tensor([3, 4])])
     return [float(function(p.clone(), labels.clone(), bins)) for bins in (10, 4)]
 
 
@@ -1568,6 +1633,11 @@ LESSON_06 = {
                 "You took the middle of the bin for its confidence; take the mean of those that are in it.",
             ),
             Mistake(
+                without_certain,
+                "Confidences of exactly 1 are lost: times the number of bins, they lie behind the last one, but belong "
+                "to it.",
+            ),
+            Mistake(
                 partial(calibration_gap, total=lambda gaps, shares: 100 * (gaps * shares).sum()),
                 "That is in percent; asked for is a number from 0 to 1.",
             ),
@@ -1575,7 +1645,8 @@ LESSON_06 = {
         hints=(
             "p.max(1) gives both: how sure each answer is, and which class it is.",
             "With 10 bins, a confidence of 0.83 belongs to bin number 8: multiply, and cut the decimals off.",
-            "In each bin that is not empty: the share that is right, the mean confidence, and the distance of the two.",
+            "In each bin: the share that is right, the mean confidence, and the distance of the two; the mean of an "
+            "empty bin is NaN: skip it.",
             "Then the mean of the distances, each weighted with the number of images in its bin.",
         ),
         measure=calibration_cases,
@@ -1631,8 +1702,8 @@ LESSON_06 = {
 
 FAULTS = {  # of a slow epoch, and what its check says about each
     "all pixels anew": "every step makes all training images float again, to use a few of them",
-    "image by image": "the augmentation handles images one by one in Python",
-    "item": "every step asks for a tensor's value as a Python number, and waits for it",
+    "image by image": "images are fetched or augmented one by one in Python",
+    "item": "steps ask for a tensor's value, as .item() and .cpu() do, and wait for it",
     "gradients": "validation keeps what only a backward pass would need",
     "one at a time": "validation sends its images through the network one at a time",
 }
@@ -1700,22 +1771,30 @@ def watched_epoch(epoch: Epoch) -> list[str]:
     """Return which of `FAULTS` an epoch has, by what PyTorch and the network are asked to do, on 192 small images.
 
     Raises ValueError when it does not do an epoch's work: every image once, in a random order, in batches of 16, each
-    mirrored by its own coin, and then the accuracy on the validation images, in evaluation mode.
+    mirrored by its own coin, and then the accuracy on the validation images, in evaluation mode. Raises it, too, when
+    the steps' graphs are still there in the end.
     """
     images, labels = torch.randint(0, 256, (192, 1, 7, 7), dtype=torch.uint8), torch.randint(0, 3, (192,))
     val_images, val_labels = torch.randint(0, 256, (40, 1, 7, 7), dtype=torch.uint8), torch.randint(0, 3, (40,))
     model = nn.Sequential(nn.Flatten(), nn.Linear(49, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     calls: list[tuple[Tensor, Tensor, bool, bool]] = []  # images, logits, train mode?, gradients?
+    graphs: list[weakref.ref] = []  # of what dies with a step's graph
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
         kept = inputs[0].detach().clone(), logits.detach().clone()
         calls.append((*kept, module.training, torch.is_grad_enabled()))
+        if module.training and logits.grad_fn is not None:
+            logits.grad_fn.register_hook(hook := partial(lambda *_: None))
+            graphs.append(weakref.ref(hook))
+
+    def alive() -> int:
+        return sum(graph() is not None for graph in graphs)
 
     noted = model.register_forward_hook(note)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     watch, steps = Watched(images), []
-    optimizer.register_step_post_hook(lambda *_: steps.append((watch.whole, watch.single, watch.numbers)))
-    with watch, only_tensors(lambda: len(steps) < len(images) // FAULT_BATCH):
+    optimizer.register_step_post_hook(lambda *_: steps.append((watch.whole, watch.single, watch.numbers, alive())))
+    with watch, counted_reads(watch), only_tensors(lambda: len(steps) < len(images) // FAULT_BATCH):
         result = epoch(model, optimizer, images, labels, val_images, val_labels)
     noted.remove()
     seen, looked = ([call for call in calls if call[2] is training] for training in (True, False))
@@ -1724,16 +1803,37 @@ def watched_epoch(epoch: Epoch) -> list[str]:
     model.eval()
     with torch.no_grad():
         accuracy = (model(as_pixels(val_images)).argmax(1) == val_labels).float().mean().item()
+    whole, single, _, kept = steps[-1]  # up to the last step: what validation does is another matter
+    if kept > 2:  # the last one's, and that of the step before it
+        raise ValueError(f"after the last step, the graphs of {kept} steps are still there: keep losses without them")
     check_result(result, loss, accuracy, sum(len(call[0]) for call in looked))
-    whole, single, numbers = steps[-1]  # up to the last step: what validation does is another matter
+    reading = sum(after[2] > before[2] for before, after in itertools.pairwise(steps))  # after the first step
     found = {
         "all pixels anew": whole >= len(steps),
         "image by image": single >= len(images) // 4,
-        "item": numbers >= len(steps) // 2,
+        "item": reading > 1,
         "gradients": any(call[3] for call in looked),
         "one at a time": len(looked) >= len(val_images) // 2,
     }
     return [fault for fault, there in found.items() if there]
+
+
+@contextlib.contextmanager
+def counted_reads(watch: Watched) -> Iterator[None]:
+    """Count what a TorchDispatchMode does not see: one number that `tolist()`, `cpu()` or `to("cpu")` fetches."""
+
+    def count(name: str, function: Callable) -> Callable:
+        def counted(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            fetched = name != "to" or "cpu" in map(str, (*args, *kwargs.values()))
+            watch.numbers += tensor.numel() == 1 and fetched
+            return function(tensor, *args, **kwargs)
+
+        return counted
+
+    with contextlib.ExitStack() as stack:
+        for name in ("tolist", "cpu", "to"):
+            stack.enter_context(mock.patch.object(Tensor, name, count(name, getattr(Tensor, name))))
+        yield
 
 
 @contextlib.contextmanager
@@ -1933,9 +2033,11 @@ def unpaired() -> tuple:
 
 
 def to_two_digits(answer: tuple) -> tuple:
-    """Return low and high to two digits, and the verdict in small letters."""
+    """Return low and high to two digits, and the verdict in small letters, or none where the numbers are wrong."""
     low, high, verdict = answer
-    return round(float(low), 2), round(float(high), 2), str(verdict).strip().lower()
+    ends = round(float(low), 2), round(float(high), 2)
+    right = ends == tuple(round(end, 2) for end in judged_pairs()[:2])
+    return *ends, str(verdict).strip().lower() if right else ""
 
 
 LESSON_08 = {
@@ -1968,6 +2070,14 @@ LESSON_08 = {
         mistakes=(
             Mistake(
                 (*judged_pairs()[:2], "supported"), "Zero is outside of the interval, but the margin is half a point."
+            ),
+            Mistake(
+                (*judged_pairs()[:2], "refuted"),
+                "The interval reaches above the margin: it may be more than half a point.",
+            ),
+            Mistake(
+                (*judged_pairs()[1::-1], "inconclusive"),
+                "The low end comes first, then the high one: you swapped them.",
             ),
             Mistake(judged_pairs(quantile=1.96), "1.96 is the normal quantile: with seven pairs, t is larger."),
             Mistake(judged_pairs(quantile=1.9432), "0.95 leaves 5 % on one side; 2.5 % on each side is 0.975."),

@@ -1004,8 +1004,8 @@ assert exercises.check("02.stack", (*shape, parameters), quiet=True)
 #
 # Design a network for Fashion-MNIST with **at most 8,000 parameters** and **at most 2 million FLOPs** for an image of
 # 28×28. It takes grey images of that size, and of 40×40 just as well, and gives ten logits. Write a function that
-# builds it. The check counts parameters and FLOPs, trains your network on 1,280 images, which takes a second, and wants
-# to see that it learns: 55 % of the validation images right.
+# builds it. The check counts parameters and FLOPs, trains your network on 1,280 images at a rate of 0.2, which takes a
+# second, and wants to see that it learns: 55 % of the validation images right.
 
 # %%
 build = ...  # def build(): … return nn.Sequential(…)

@@ -620,7 +620,7 @@ assert after < before or not shipped
 # ### Your turn: the calibration error
 #
 # Write it yourself, from the formula: a function of the probabilities `p` (N×K), the labels (N), and the number of bins.
-# Bin number $b$ of $B$, from 0 on, holds confidences from $b/B$ to $(b+1)/B$.
+# Bin number $b$ of $B$, from 0 on, holds confidences from $b/B$ to $(b+1)/B$; the last one holds 1, too.
 
 # %%
 ece = ...  # def ece(p, labels, bins): … return a number
