@@ -420,7 +420,6 @@ def half_of_them(network):
     ("repair", "said"),
     [
         (half_of_them, "Only some of its convolutions have changed"),
-        (partial(exercises.he, draw=partial(torch.nn.init.normal_, std=0.2)), "some get too much"),
         (partial(exercises.he, draw=partial(torch.nn.init.normal_, std=0.1)), "one number for all layers"),
         (partial(exercises.he, draw=torch.nn.init.dirac_), "a standard deviation of √(2 / fan-in)"),
     ],

@@ -617,14 +617,14 @@ claims = experiments.claims()
 mine = claims[claims["experiment"].isin(NAMES.values())]
 
 
-def said(row):
+def said(row, between=" "):
     interval = f"95 % interval {100 * row.low:+.1f} to {100 * row.high:+.1f}, n = {row.n}"
     points = f"{100 * row.difference:+.1f} points of {row.metric} ({interval}): more than {100 * row.margin:g} is "
-    return f"{row.variant} − {row.baseline}: {points}"
+    return f"{row.variant} − {row.baseline}:{between}{points}"
 
 
 for row in mine.itertuples():
-    print(f"{row.claim}:\n    {said(row)}{row.verdict}")
+    print(f"{row.claim}:", said(row, between="\n        ") + row.verdict, sep="\n    ")
 
 # %%
 right = finals["batch norm"].mean()
@@ -669,7 +669,7 @@ assert logits.std(0).mean() < 1e-4
 
 # %% [markdown]
 # Every layer goes without, the last ones as well as the first. What was lost was lost on the way **forward**: at the
-# head all images look the same, and only its bias can learn, how often each class comes. The slogan is right only from
+# head all images look the same, and only its bias can learn: how often each class comes. The slogan is right only from
 # PyTorch's default weights, whose biases keep the last layers alive.
 #
 # Residual connections do not make depth a gain, either. They make it harmless: with batch norm 10 to 102 layers come
@@ -798,7 +798,7 @@ assert steps.max() < 0.5
 assert history.last("train", "accuracy") < 0.3
 
 # %% [markdown]
-# No leap, and still it does not learn. So the explosion is not the whole story, nor is what it leaves.
+# No leap, and still it does not learn (at this one rate). So the explosion is not the whole story, nor is what it leaves.
 #
 # Does it end at 102? Twice as many residual blocks, 202 layers, 20 steps on 320 images:
 
