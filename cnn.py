@@ -119,13 +119,12 @@ def train_command(
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("data") not in (None, "", *data.DATASETS) and Path(given["data"]).is_dir():
         given["data"] = str(Path(given["data"]).resolve())  # so that the run can be resumed from another folder
-    made = not resume and (out is None or not out.exists())
+    stays = next(folder for folder in ((out or RUNS).absolute(), *(out or RUNS).absolute().parents) if folder.exists())
     out = folder_of_run(out, resume, given.get("data", "fashion-mnist"))
     settings = (read_settings(out) | given) if resume else given
     preparing = True
     with ExitStack() as cleanup:
-        if made:
-            cleanup.callback(remove_empty, out)  # as the settings were refused
+        cleanup.callback(remove_empty, out, stays)  # as the settings were refused
         try:
             with parallel.join(device.pick(settings.get("device", "auto"))):
                 out = Path(parallel.from_first(str(out)))
@@ -138,6 +137,9 @@ def train_command(
                 with resumable(out):
                     history = train.fit(model, images_in, recipe, **options, on_start=record)
                     result = final_number(model, images_in, recipe, options) if settings.get("test", True) else None
+            if parallel.is_first():
+                with resumable(out):
+                    conclude(images_in, history, result, out)
         except KeyboardInterrupt:
             print(f"\nstopped; {how_to_resume(out)}")
             raise typer.Exit(130) from None
@@ -145,9 +147,6 @@ def train_command(
             if preparing and not parallel.is_first():
                 raise typer.Exit(1) from error  # the first process has said what was wrong
             raise parallel.WorkerLost(f"{error}: {how_to_resume(out)}") from error
-        if parallel.is_first():
-            with resumable(out):
-                conclude(images_in, history, result, out)
 
 
 def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe, dict[str, Any]]:
@@ -224,10 +223,13 @@ def claimed(out: Path, resume: bool) -> Iterator[None]:
         yield
 
 
-def remove_empty(folder: Path) -> None:
-    """Remove `folder` if nothing is in it."""
+def remove_empty(folder: Path, stays: Path) -> None:
+    """Remove `folder`, and the folders above it below `stays`, as far as nothing is in them."""
     with suppress(OSError):
-        folder.rmdir()
+        for each in (folder.absolute(), *folder.absolute().parents):
+            if each == stays:
+                return
+            each.rmdir()
 
 
 def new_folder(out: Path) -> Path:
@@ -313,12 +315,16 @@ def started_on(out: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def resumable(out: Path) -> Iterator[None]:
-    """Where the block fails for want of memory, of disk or of a permission, say how the run in `out` goes on."""
+    """Where the block fails for want of memory, disk, a permission or a compiler, say how the run in `out` goes on."""
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}. Then: {how_to_resume(out)}") from error
+        number = [error.errno] if error.errno else []  # a file lock that is taken has none
+        raise OSError(*number, f"{error.strerror or error}. Then: {how_to_resume(out)}") from error
     except (MemoryError, RuntimeError) as error:
+        if "InvalidCxxCompiler" in str(error):
+            remedy = "install one (on Debian and Ubuntu: apt install g++), or leave out --compile"
+            raise ValueError(f"--compile needs a C++ compiler, and there is none on this machine: {remedy}") from error
         reason = device.out_of_memory(error)
         if not reason:
             raise
@@ -395,7 +401,7 @@ def predict(
 ) -> None:
     """Print the three most probable classes of each image, by a trained checkpoint."""
     model, card = checkpoint.load_model(run if run is not None else newest_run(checkpoint.MODEL_FILE))
-    stats = data.ChannelStats(tuple(card["mean"]), tuple(card["std"]), 0, card.get("per_image", False))
+    stats = train.stats_of(card)
     for path in images:
         image = data.read_image(path, tuple(card["image_size"]), model.config.in_channels)  # C×H×W
         image = 255 - image if invert else image
@@ -513,8 +519,9 @@ def described(name: str) -> str:
 
     experiment = experiments.find(name)
     try:
-        about = experiments.load(name).about["measured_on"]
+        about, reasons = experiments.load(name).about["measured_on"], experiments.replanned(name)
         state = f"measured on {about['cpu']}, {about['precision']}"
+        state += f"; stale ({reasons[0]}): python cnn.py ablate {name}" if reasons else ""
     except tables.ResultsError as error:
         state = str(error)
     return f"{name:<12}{experiment.question} {', '.join(experiment.vary)}; {state}"
@@ -559,20 +566,27 @@ app.add_typer(cache_app, name="cache")
 @cache_app.command()
 def info() -> None:
     """Say where the cache is, what it holds, and how large it is."""
-    for kind, folder in cached().items():
-        found = [path for path in folder.glob("*") if path.is_file() and path.suffix != ".lock"]
+    downloads = {f"{name} (download)": files.cache_dir() / name for name in data.TORCHVISION}
+    there = {kind: folder for kind, folder in downloads.items() if folder.exists()}
+    for kind, folder in (cached() | there).items():
+        found = kept_in(folder)
         size = sum(path.stat().st_size for path in found)
-        print(f"{kind:<16}{len(found):>6} files {size / 1e6:>8.1f} MB  {folder}")
+        print(f"{kind:<24}{len(found):>6} files {size / 1e6:>8.1f} MB  {folder}")
 
 
 @cache_app.command()
 def clear() -> None:
     """Delete the kept runs and the decoded images. Downloaded data sets stay."""
     for kind, folder in cached().items():
-        found = [path for path in folder.glob("*") if path.is_file() and path.suffix != ".lock"]
+        found = kept_in(folder)
         for path in found:
             path.unlink(missing_ok=True)
         print(f"deleted {len(found)} {kind}")
+
+
+def kept_in(folder: Path) -> list[Path]:
+    """Return the files in `folder` and below, but for locks."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def cached() -> dict[str, Path]:
@@ -635,7 +649,7 @@ def readme() -> None:
 def main() -> None:
     """Run the command line; `train` is the default command. Wrong input ends in one sentence, not in a traceback."""
     arguments = sys.argv[1:]
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a closed one is None
         stream.reconfigure(errors="replace")  # a "?" where a terminal or a file cannot take "×"
     if not parallel.is_first():
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - one process of a run talks

@@ -354,6 +354,9 @@ def test_facets_of_a_grid_are_called_by_the_other_field():
     assert ablation.facet(runs, "he")["variant"].tolist() == ["no norm", "batch norm"]
     with pytest.raises(ValueError, match="'default': choose one of he, xavier, no norm, batch norm"):
         ablation.facet(runs, "default")
+    both = runs.assign(variant=["none, none", "none, head", "all, none", "all, head"])
+    with pytest.raises(ValueError, match="'none' is a value of both fields: give one of them a name of its own"):
+        ablation.facet(both, "none")
 
 
 def test_runs_in_threads_of_one_process_wait_for_each_other():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -295,11 +296,12 @@ def make_pictures(folder, size: int):
 )
 def test_refused_settings_leave_no_folder(size, arguments, words, tmp_path, monkeypatch, capsys):
     pictures = make_pictures(tmp_path / "pictures", size)
-    for out in ([], ["--out", tmp_path / "out"]):
+    (tmp_path / "there").mkdir()
+    for out in ([], ["--out", tmp_path / "out"], ["--out", tmp_path / "there" / "a" / "b"]):
         status, printed = run(monkeypatch, capsys, "--data", pictures, *arguments, *out)
         assert (status, words in printed) == (1, True), printed
-        assert not (tmp_path / "out").exists()
-        assert list(cnn.RUNS.iterdir()) == []
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "there"]
+        assert list((tmp_path / "there").iterdir()) == []
 
 
 def test_a_second_run_in_the_same_folder_is_refused(trained, monkeypatch, capsys):
@@ -340,6 +342,50 @@ def test_predict_names_a_file_that_is_no_image(trained, tmp_path, monkeypatch, c
 # ------------------------------------------------------------------------------------------------------------- ablate
 
 
+def test_ctrl_c_after_the_last_epoch_says_how_the_run_ends(tmp_path, monkeypatch, capsys):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cnn, "draw", stopped)
+        status, printed = run(patch, capsys, *FAST, "--epochs", 1, "--no-test", "--out", tmp_path)
+    assert (status, "Go on with: python cnn.py --resume" in printed) == (130, True), printed
+    assert run(monkeypatch, capsys, "--resume", "--out", tmp_path)[0] == 0
+    assert (tmp_path / cnn.HISTORY_FILE).exists()
+
+
+def test_compiling_without_a_compiler_is_answered_in_one_sentence(tmp_path, monkeypatch, capsys):
+    def without(*_):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr(train, "compile_network", lambda *_: without)
+    status, printed = run(monkeypatch, capsys, *FAST, "--epochs", 1, "--compile", "--out", tmp_path)
+    assert (status, "--compile needs a C++ compiler, and there is none" in printed) == (1, True), printed
+
+
+def test_an_error_without_a_number_is_told_without_one(tmp_path):
+    with pytest.raises(OSError, match=r"^busy\. Then: nothing was kept"), cnn.resumable(tmp_path):
+        raise TimeoutError("busy")
+
+
+def test_a_closed_output_is_no_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "argv", ["cnn.py", "cache", "info"])
+    with pytest.raises(SystemExit) as left:
+        cnn.main()
+    assert not left.value.code
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_folder_whose_name_is_no_text_is_trained_on_and_exported(tmp_path, monkeypatch, capsys):
+    pictures = make_pictures(tmp_path / "pictures-\udcff", 16)
+    arguments = ["--data", pictures, "--batch-size", "8", "--width", "4", "--epochs", 1, "--precision", "fp32"]
+    status, printed = run(monkeypatch, capsys, *arguments, "--out", tmp_path / "run")
+    assert status == 0, printed
+    status, printed = run(monkeypatch, capsys, "export", "--run", tmp_path / "run", "--out", tmp_path / "model.onnx")
+    assert status == 0, printed
+
+
 @pytest.fixture
 def tiny_experiment(tmp_path, monkeypatch):
     """One experiment, of four runs for its sweep and four at the best rates; folders of its own."""
@@ -370,6 +416,11 @@ def test_ablate_plans_runs_and_writes_rows_and_a_figure(tiny_experiment, monkeyp
     assert len(experiments.load("tiny").runs["seed"].unique()) == 2
     with Image.open(tiny_experiment / "figures" / "evidence_tiny.png") as picture:
         assert min(picture.size) > 300
+    assert re.search(r"norm; measured on [^;]*\n", run(monkeypatch, capsys, "ablate", "--list")[1])
+    monkeypatch.setitem(experiments.EXPERIMENTS, "tiny", replace(experiments.find("tiny"), lrs=(0.2,)))
+    told = run(monkeypatch, capsys, "ablate", "--list")[1]
+    assert "stale (lrs: was [0.1], is [0.2]): python cnn.py ablate tiny" in told, told
+    monkeypatch.setitem(experiments.EXPERIMENTS, "tiny", replace(experiments.find("tiny"), lrs=(0.1,)))
     assert "8 runs, 8 of them kept" in run(monkeypatch, capsys, "ablate", "tiny", "--plan", "--precision", "fp32")[1]
 
 
@@ -377,10 +428,13 @@ def test_ablate_lists_the_experiments_and_the_cache_says_what_it_holds(tiny_expe
     status, printed = run(monkeypatch, capsys, "ablate", "--list")
     assert status == 0
     assert "tiny        Does it work? norm; no results: " in printed
+    (files.cache_dir() / "mnist" / "raw").mkdir(parents=True)
+    (files.cache_dir() / "mnist" / "raw" / "images").write_bytes(b"x" * 3_000_000)
     (ablation.folder()).mkdir(parents=True)
     (ablation.folder() / "a.safetensors").write_bytes(b"x" * 2_000_000)
     printed = run(monkeypatch, capsys, "cache", "info")[1]
     assert re.search(r"finished runs +1 files +2\.0 MB", printed)
+    assert re.search(r"mnist \(download\) +1 files +3\.0 MB", printed)
     assert "deleted 1 finished runs" in run(monkeypatch, capsys, "cache", "clear")[1]
     assert list(ablation.folder().iterdir()) == []
 

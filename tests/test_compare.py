@@ -80,7 +80,21 @@ def test_a_sweep_of_the_reader_appears_without_a_further_step(tmp_path, monkeypa
     accuracies = evidence.finals(frame, "validation accuracy")
     pd.testing.assert_frame_equal(compare.finals(found, "validation accuracy"), accuracies)
     ablation.run("batchnorm", CNNConfig(width=4), {"norm": ["batch", "none"]}, recipe, [0], **options)
-    assert [each.name for each in compare.studies()] == ["my norms"], "a shipped experiment's rows are in results/"
+    ablation.run(".mine", CNNConfig(width=4), {"norm": ["batch", "none"]}, recipe, [0], **options)
+    found = {study.name for study in compare.studies()}
+    assert "batchnorm (own)" in found, "a sweep of the reader's that is called like one of the course's"
+    assert "my norms" in found
+    assert any(name.startswith("_mine") for name in found), "no hidden file"
+    assert len(found) == 3
+
+
+def test_what_a_shipped_experiment_left_behind_is_shown_once(tmp_path, monkeypatch, shipped):
+    monkeypatch.setenv("CNN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    results = experiments.load("batchnorm")
+    about = {"variants": results.about["variants"], "measured_on": results.runs.attrs}
+    files.write_rows(ablation.sweeps() / "batchnorm.csv", results.runs.to_csv(index=False), about)
+    assert [study.name for study in compare.studies() if "batchnorm" in study.name] == ["batchnorm"]
 
 
 def test_each_rate_of_a_sweep_is_a_variant_of_its_own(tmp_path):
@@ -132,6 +146,14 @@ def test_runs_on_other_data_or_channels_are_variants_of_their_own_and_a_default_
     assert "defaults" in found.variants
     ends = compare.finals(found, "validation accuracy").iloc[0]
     assert sorted(ends.tolist()) == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.8])
+
+
+@pytest.mark.parametrize("order", [("said", "usual"), ("usual", "said")])
+def test_data_that_is_named_and_is_the_usual_one_is_the_same_variant(order, tmp_path):
+    for seed, name in enumerate(order):
+        folder(tmp_path / str(seed), seed, 0.8, **({"data": "fashion-mnist"} if name == "said" else {}))
+    (found,) = compare.studies([tmp_path])
+    assert found.variants == ["defaults"]
 
 
 def test_a_variant_may_have_any_name(tmp_path):

@@ -16,6 +16,8 @@ def test_environment_decides_what_auto_is(monkeypatch):
     with pytest.raises(ValueError, match="'nonsense'"):
         device.pick()
     assert device.pick("cpu").type == "cpu"
+    monkeypatch.setenv("CNN_DEVICE", "")  # as an unset one
+    assert device.pick().type in ("cpu", "cuda", "mps")
 
 
 def test_budget_is_full_unless_the_environment_says_small(monkeypatch):
@@ -24,6 +26,8 @@ def test_budget_is_full_unless_the_environment_says_small(monkeypatch):
     for name, wanted in {"small": 2, "full": 10}.items():
         monkeypatch.setenv("CNN_BUDGET", name)
         assert device.budget(10, 2) == wanted
+    monkeypatch.setenv("CNN_BUDGET", "")
+    assert device.budget(10, 2) == 10
     monkeypatch.setenv("CNN_BUDGET", "tiny")
     with pytest.raises(ValueError, match="CNN_BUDGET='tiny' is unknown: choose full"):
         device.budget(10, 2)

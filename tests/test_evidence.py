@@ -129,6 +129,11 @@ def test_a_run_that_diverged_counts_as_guessing_and_is_told():
         evidence.compare(diverging({"a": OURS, "b": THEIRS}, "b", 2, metric="loss"), "b", "validation loss")
 
 
+def test_one_variant_alone_is_compared_with_none():
+    with pytest.raises(ValueError, match="there are runs of 'a' only: expected those of another variant"):
+        evidence.compare(made_up({"a": OURS}), "a")
+
+
 def test_two_variants_that_diverge_with_one_seed_are_one_pair():
     runs = diverging({"a": OURS, "b": THEIRS}, "b", 2)
     again = diverging({"a": OURS, "b": THEIRS}, "a", 2)

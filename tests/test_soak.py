@@ -72,7 +72,7 @@ def one_run(images: data.ImageData, out: Path, seed: int) -> None:
         train.fit(CNN(SMALL), images, recipe, out=out, resume=True, **FAST)
     if seed % 4 == 0:
         trained, card = checkpoint.load_model(out)
-        stats, shown = examine.stats_of(card), images.validation[:4]
+        stats, shown = train.stats_of(card), images.validation[:4]
         examine.grad_cam(trained, shown.images, stats, shown.labels, 4)
         examine.feature_maps(trained, shown.images[0], stats)
         plots.save(plots.samples(shown, images.class_names, 1), f"soak-{seed % 3}", show=False)

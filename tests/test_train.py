@@ -1,8 +1,9 @@
 """The loop against a plain one, torch's own schedules, and itself after an interruption."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,6 +205,28 @@ def test_class_names_go_with_the_weights(tiny, tmp_path):
     assert card["class_names"] == list(tiny.class_names)
 
 
+def test_a_run_from_before_optimizers_were_recorded_is_resumed(tiny, tmp_path):
+    recipe = Recipe(epochs=1, batch_size=128)
+    fit(tiny, recipe, out=tmp_path)
+    saved = checkpoint.read(tmp_path / checkpoint.STATE_FILE)
+    del saved["identity"]["optimizer"]
+    checkpoint.write(tmp_path / checkpoint.STATE_FILE, saved)
+    fit(tiny, recipe, out=tmp_path, resume=True)
+
+
+def test_a_network_may_have_a_configuration_that_json_does_not_know(tiny, tmp_path):
+    @dataclass
+    class Settings:
+        root: Path = tmp_path
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    model.config = Settings()
+    options = {"device": "cpu", "precision": "fp32", "progress": False, "out": tmp_path}
+    train.fit(model, tiny, Recipe(epochs=1, batch_size=128), **options)
+    train.fit(model, tiny, Recipe(epochs=1, batch_size=128), **options, resume=True)
+
+
 def test_resume_refuses_another_run(tiny, tmp_path):
     recipe = Recipe(epochs=1, batch_size=128)
     fit(tiny, recipe, out=tmp_path)
@@ -212,6 +235,8 @@ def test_resume_refuses_another_run(tiny, tmp_path):
         fit(tiny, replace(recipe, lr=0.2), out=tmp_path, resume=True)
     with pytest.raises(checkpoint.CheckpointError, match="network.depth was 4 and is 5"):
         fit(tiny, recipe, CNNConfig(width=4, depth=5), out=tmp_path, resume=True)
+    with pytest.raises(checkpoint.CheckpointError, match="optimizer was 'SGD' and is 'Adam'"):
+        fit(tiny, recipe, out=tmp_path, resume=True, optimizer=lambda model, _: torch.optim.Adam(model.parameters()))
     with pytest.raises(checkpoint.CheckpointError, match="checksum"):
         fit(tiny.take(320), recipe, out=tmp_path, resume=True)
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint at"):
@@ -249,6 +274,12 @@ def test_diverged_loss_stops_at_once_and_keeps_the_last_checkpoint(tiny, tmp_pat
 def test_too_high_a_learning_rate_is_reported_not_trained_on(tiny):
     with pytest.raises(train.Diverged, match="step"):
         fit(tiny, Recipe(epochs=3, batch_size=64, lr=1e6), replace(SMALL, norm="none"))
+
+
+@pytest.mark.parametrize("most", range(1, 9))
+def test_parts_of_a_batch_are_counted_as_pytorch_cuts_it(most):
+    for images in range(1, 40):
+        assert train.parts_of(images, most) == len(torch.arange(images).chunk(most))
 
 
 def test_meter_finds_the_step_on_a_device_that_is_not_asked_every_step():

@@ -174,7 +174,7 @@ def sweeps() -> Path:
 
 def leave(experiment: str, frame: pd.DataFrame, trials: Mapping[tuple[str, float, int], Trial]) -> None:
     """Write the rows of a sweep, and what they are rows of, into `sweeps`."""
-    name = re.sub(r"[^\w ,.=+-]", "_", experiment)
+    name = re.sub(r"^\.|[^\w ,.=+-]", "_", experiment)  # no hidden file either
     if name != experiment:  # "a/b" is another sweep than "a_b"
         name = f"{name}-{hashlib.sha256(experiment.encode()).hexdigest()[:8]}"
     about = {"variants": settings(trials), "measured_on": frame.attrs}
@@ -451,12 +451,15 @@ def facet(runs: pd.DataFrame, value: str) -> pd.DataFrame:
     """Return of a grid's rows those of the variants with this `value` of one field, called by their other one.
 
     facet(runs, "no norm") has of "he, no norm" and "he, batch norm" the first, as "he". Raises ValueError that lists
-    the values there are.
+    the values there are, or for one that both fields have.
     """
     parts = runs["variant"].str.split(", ", expand=True)
     if value not in parts.to_numpy():
         there = ", ".join(dict.fromkeys(parts.T.to_numpy().ravel()))
         raise ValueError(f"no variant has the value {value!r}: choose one of {there}")
+    if (parts == value).any().sum() > 1:
+        remedy = "give one of them a name of its own, vary={'field': {'name': value}}"
+        raise ValueError(f"{value!r} is a value of both fields: {remedy}")
     chosen = parts[(parts == value).any(axis=1)]
     names = chosen[0].where(chosen[0] != value, chosen[len(parts.columns) - 1])
     return runs.loc[chosen.index].assign(variant=names)

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from utils.train import Recipe
 
 METRICS = ("validation accuracy", "train accuracy", "validation loss", "train loss")
 SETTINGS, HISTORY = "settings.json", "history.csv"  # of a run of `python cnn.py train`
+USUAL_DATA = "fashion-mnist"  # of a run whose settings name none
 TEMPLATE = Path(__file__).with_name("compare.html")
 PALETTE = (plots.BLUE, plots.ORANGE, plots.GREEN, plots.VERMILION, plots.SKY, plots.DARK)
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
@@ -109,7 +111,13 @@ def is_sweep(path: Path) -> bool:
 
 def is_copy(path: Path) -> bool:
     """True for what a shipped experiment left behind when it was measured here: its rows are in results/."""
-    return path.stem in experiments.EXPERIMENTS and is_sweep(path)
+    if path.stem not in experiments.EXPERIMENTS or not is_sweep(path):
+        return False
+    about = None
+    with suppress(OSError, ValueError):
+        about = files.read_rows(path)[1]
+    then, now = (about or {}).get("variants", {}), experiments.declared(experiments.find(path.stem))["variants"]
+    return then.keys() == now.keys() and not experiments.changes(then, now)
 
 
 def of_file(path: Path) -> Study:
@@ -131,7 +139,8 @@ def of_file(path: Path) -> Study:
         pairs = rows[["variant", "lr"]].drop_duplicates().itertuples(index=False)
         settings = {f"{variant}, lr {lr:g}": {**settings.get(variant, {}), "lr": lr} for variant, lr in pairs}
         rows["variant"] += rows["lr"].map(", lr {:g}".format)
-    return Study(path.stem, f"Your own sweep {path.stem}", rows, settings, own=True)
+    name = f"{path.stem} (own)" if path.stem in experiments.EXPERIMENTS else path.stem
+    return Study(name, f"Your own sweep {path.stem}", rows, settings, own=True)
 
 
 def flat(parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,8 +156,9 @@ def of_runs(folders: Sequence[Path]) -> Study:
         remedy = f"train again, or delete the folder {folder}"
         given = read_record(folder / SETTINGS, remedy) if (folder / SETTINGS).exists() else {}
         seed = given.pop("seed", 0)
+        given.setdefault("data", USUAL_DATA)
         variant = named(given) or "defaults"
-        if settings.get(variant, given).get("data") != given.get("data"):  # two folders of one name
+        if settings.get(variant, given)["data"] != given["data"]:  # two folders of one name
             variant = variant.replace(f"data {Path(given['data']).name}", f"data {given['data']}")
         settings[variant] = {**defaults(), **given}
         history, _ = read_table(folder / HISTORY, remedy, ablation.ROWS, by_hand=True)
@@ -165,7 +175,7 @@ def defaults() -> dict[str, Any]:
 
 def named(given: Mapping[str, Any]) -> str:
     """Return a name made of the settings that decide what is learned, "norm none, lr 0.1"."""
-    usual = {**defaults(), "data": "fashion-mnist", "images": None, "size": None, "channels": None, "precision": "auto"}
+    usual = {**defaults(), "data": USUAL_DATA, "images": None, "size": None, "channels": None, "precision": "auto"}
     decide = {name: value for name, value in given.items() if name in usual and value != usual[name]}
     return ", ".join(f"{name} {Path(str(value)).name if name == 'data' else value}" for name, value in decide.items())
 

@@ -154,7 +154,7 @@ def load(
         name, read = known, partial(_read_torchvision, known)
     else:
         root = _existing_folder(name_or_path)
-        name, read = root.name, partial(_read_folder, _list_folder(root), progress=progress, **options)
+        name, read = folders.shown(root.name), partial(_read_folder, _list_folder(root), progress=progress, **options)
     both, class_names = read(train=True)
     both = _fit(both, **options)
     held_out = for_validation(both.labels)

@@ -28,7 +28,7 @@ def pick(name: str = "auto") -> torch.device:
 
     Raises ValueError if there is no such device on this machine.
     """
-    chosen = os.environ.get("CNN_DEVICE", "auto") if name == "auto" else name
+    chosen = (os.environ.get("CNN_DEVICE") or "auto") if name == "auto" else name
     by = " (the environment variable CNN_DEVICE)" if chosen != name else ""
     name = chosen
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -93,7 +93,7 @@ def budget(full: int, small: int) -> int:
 
     Raises ValueError for another value of the environment variable.
     """
-    name = os.environ.get("CNN_BUDGET", "full")
+    name = os.environ.get("CNN_BUDGET") or "full"
     if name not in ("full", "small"):
         raise ValueError(f"CNN_BUDGET={name!r} is unknown: choose full (the default) or small")
     return small if name == "small" else full

@@ -35,12 +35,14 @@ def compare(
     p (two-sided, against `margin`), correlation (of the pairs), sampling_error (standard error of an accuracy by the
     number of images of its split, where it is known), detectable (half of the interval: by how much a difference
     that is found has to exceed `margin`), diverged (runs of either, which count as guessing), verdict. Raises
-    ValueError for fewer than two seeds, seeds that are not those of the baseline, an unknown variant or metric, and
-    several learning rates a variant.
+    ValueError for fewer than two seeds or variants, seeds that are not those of the baseline, an unknown variant or
+    metric, and several learning rates a variant.
     """
     table = finals(runs, metric)
     if baseline not in table:
         raise ValueError(f"baseline={baseline!r}: choose one of {', '.join(table.columns)}")
+    if len(table.columns) < 2:
+        raise ValueError(f"there are runs of {baseline!r} only: expected those of another variant to compare with it")
     sign = 1 if higher_is_better else -1
     rows = []
     for variant in table.columns.drop(baseline):

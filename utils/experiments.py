@@ -455,18 +455,25 @@ def stale(name: str) -> list[str]:
     Nothing: the rows stand. A comment, another name or a new field that changes nothing leave them so. What is done in
     bf16 alone is compared only on a CPU with instructions for it: elsewhere it takes ten times as long.
     """
+    reasons = replanned(name)
+    if reasons:
+        return reasons
+    experiment, about = find(name), load(name).about
+    today = fingerprints(experiment, list(TOLERANCE) if cpu_multiplies_bf16() else ["fp32"])
+    for variant, then in about["fingerprints"].items():
+        if not agree(then, today[variant]):
+            reasons.append(f"{variant!r} trains otherwise: losses were {then}, are {today[variant]}")
+    return reasons
+
+
+def replanned(name: str) -> list[str]:
+    """Return in what today's plan and images differ from those of the shipped rows of `name`: `stale` without a run."""
     experiment, about = find(name), load(name).about
     now = declared(experiment)
     reasons = changes({key: about[key] for key in now}, now)
     checksum = ablation.load(experiment.source).checksum
     if about["measured_on"]["checksum"] != checksum:
         reasons.append(f"the images were others ({about['measured_on']['checksum'][:12]}, now {checksum[:12]})")
-    if reasons:
-        return reasons
-    today = fingerprints(experiment, list(TOLERANCE) if cpu_multiplies_bf16() else ["fp32"])
-    for variant, then in about["fingerprints"].items():
-        if not agree(then, today[variant]):
-            reasons.append(f"{variant!r} trains otherwise: losses were {then}, are {today[variant]}")
     return reasons
 
 

@@ -283,7 +283,7 @@ def check_batch(images: Tensor, config: CNNConfig) -> None:
     if config.norm == "batch" and len(images) * math.prod(sides) == 1:
         raise ValueError(
             f"one image of {images.shape[2]}×{images.shape[3]} at a time is too little for batch norm: expected a "
-            "batch_size of at least 2, twice accumulate, or larger images (--size 32), or another norm"
+            "batch_size of at least 2 × accumulate × processes, or larger images (--size 32), or another norm"
         )
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -158,7 +158,7 @@ def fit(
         {"ema": ema} if ema else {}
     )
     settings = asdict(model.config) if is_dataclass(getattr(model, "config", None)) else {}
-    settings = json.loads(json.dumps(settings))  # as they are read again: lists, not tuples
+    settings = json.loads(json.dumps(settings, default=str))  # as they are read again: lists, not tuples
     network = settings if isinstance(model, CNN) else {"type": type(model).__name__} | settings
     identity = {
         "recipe": asdict(recipe),
@@ -166,6 +166,7 @@ def fit(
         "data": data.name,
         "checksum": data.checksum,
         "precision": precision,
+        "optimizer": type(optimizer).__name__,
     }
     done = restore(out, stateful, batches.generator, identity) if resume else {"epoch": 0, "seconds": 0.0, "rows": []}
     if on_start is not None:
@@ -175,12 +176,12 @@ def fit(
     rows, begin = done["rows"], time.perf_counter() - done["seconds"]
 
     progress = progress and first
-    steps = len(batches)
+    steps, parts = len(batches), parts_of(recipe.batch_size // parallel.size(), recipe.accumulate)
     bar = tqdm(total=recipe.epochs * steps, initial=done["epoch"] * steps, disable=not progress, unit="step")
     with bar, devices.freed_memory_kept():
         for epoch in range(done["epoch"] + 1, recipe.epochs + 1):
             model.train()
-            meter = Meter(where, steps, (epoch - 1) * steps, recipe.accumulate)
+            meter = Meter(where, steps, (epoch - 1) * steps, parts)
             for batch in batches:
                 optimizer.zero_grad()
                 for images, labels in zip(*(part.chunk(recipe.accumulate) for part in batch), strict=True):
@@ -221,6 +222,11 @@ def fit(
     if ema:
         model.load_state_dict(ema.module.state_dict())
     return History(rows, columns=History.COLUMNS)
+
+
+def parts_of(images: int, most: int) -> int:
+    """Return into how many parts `Tensor.chunk(most)` cuts so many images: 10 into 5 of at most 6 (2 each)."""
+    return math.ceil(images / math.ceil(images / most))
 
 
 def compile_network(network: nn.Module, where: torch.device, compiled: bool, cuda_graphs: bool) -> nn.Module:
@@ -407,7 +413,7 @@ def restore(out: Path | None, stateful: dict[str, Any], generator: torch.Generat
         raise ValueError("resume=True without out: name the folder of the run to go on with")
     path = Path(out) / checkpoint.STATE_FILE
     saved = checkpoint.read(path, "identity", "states", "draws", "progress")
-    differ = differences(saved["identity"], identity)
+    differ = differences({"optimizer": "SGD"} | saved["identity"], identity)  # an older run names none
     if differ:
         raise checkpoint.CheckpointError(
             f"{path} is of another run ({'; '.join(differ)}): give the same settings to resume it"
@@ -449,6 +455,11 @@ def card(data: ImageData, stats: ChannelStats, epoch: int, accuracy: float | Non
         "epoch": epoch,
         "validation_accuracy": accuracy,
     }
+
+
+def stats_of(card: Mapping[str, Any]) -> ChannelStats:
+    """Return the statistics that a checkpoint's `card` holds, as `data.normalize` takes them."""
+    return ChannelStats(tuple(card["mean"]), tuple(card["std"]), 0, card.get("per_image", False))
 
 
 def in_words(result: dict[str, float]) -> str:

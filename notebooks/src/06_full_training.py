@@ -507,7 +507,7 @@ if shipped:
     model, card = checkpoint.load_model(full_training.folder())
 else:
     model, card = net.cpu().eval(), train.card(given, data.channel_stats(given.train.images), recipe.epochs, reached)
-stats = examine.stats_of(card)
+stats = train.stats_of(card)
 p = examine.probabilities(model, seen.images, stats)  # N×classes
 sure, answers = p.max(1)
 right = answers == seen.labels
