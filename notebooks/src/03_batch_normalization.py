@@ -853,7 +853,7 @@ brief = replace(fashion.take(3_200), validation=fashion.validation[:500])
 nets = []
 for seed in range(device.budget(5, small=2)):
     torch.manual_seed(seed)
-    nets.append(CNN(CNNConfig(width=16)))
+    nets.append(CNN(CNNConfig(width=8)))
     quick = train.Recipe(epochs=2, batch_size=64, lr=0.3, crop_padding=0, flip=False, seed=seed)
     train.fit(nets[-1], brief, quick, device="cpu", precision="fp32", progress=False)
 
