@@ -493,6 +493,31 @@ def test_fold_exercise_refuses_what_folds_no_shortcut(capsys):
     assert "take over channels, kernel size, stride and padding" in capsys.readouterr().out
 
 
+def learn(optimizer, loss):
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def without_zero_grad(optimizer, loss):
+    loss.backward()
+    optimizer.step()
+
+
+def zeroed_behind(optimizer, loss):
+    loss.backward()
+    optimizer.zero_grad()
+    optimizer.step()
+
+
+def without_backward(optimizer, loss):
+    optimizer.step()
+
+
+def upwards(optimizer, loss):
+    learn(optimizer, -loss)
+
+
 def an_epoch(
     model,
     optimizer,
@@ -508,6 +533,7 @@ def an_epoch(
     every=1,
     order=torch.randperm,
     coins=len,
+    learn=learn,
 ):
     """A right epoch for the exercise with five faults; the options are ways to cheat."""
     losses = []
@@ -516,9 +542,7 @@ def an_epoch(
         x = exercises.as_pixels(images[batch])
         x = torch.where(torch.rand(coins(x), 1, 1, 1) < 0.5, x.flip(-1), x)
         loss = F.cross_entropy(model(x), labels.roll(roll)[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        learn(optimizer, loss)
         losses.append(keep(loss))
         if read is not None and step % every == 0:
             read(losses[-1])
@@ -543,6 +567,10 @@ def an_epoch(
         ({"keep": lambda loss: loss.detach().to(device="cpu")}, "steps ask for a tensor's value"),
         ({"keep": lambda loss: loss}, "the graphs of 12 steps are still there"),
         ({"coins": lambda x: 1}, "expected a coin for each image"),
+        ({"learn": without_zero_grad}, "first zero_grad(), then loss.backward(), then step()"),
+        ({"learn": zeroed_behind}, "has not learned what one step down the gradient a batch teaches"),
+        ({"learn": without_backward}, "has not learned what one step down the gradient a batch teaches"),
+        ({"learn": upwards}, "has not learned what one step down the gradient a batch teaches"),
         ({"order": torch.arange}, "expected a new random order"),
         ({"order": lambda count: torch.arange(count).flip(0)}, "expected a new random order"),
         ({"order": lambda count: torch.arange(count).view(-1, 16)[torch.randperm(count // 16)].flatten()}, "in which"),

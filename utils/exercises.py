@@ -1532,7 +1532,7 @@ LESSON_06 = {
     ),
     "06.corruptions": Quiz(
         "A network trained on mirrored images, shifted by up to a pixel, against one trained without. Now both look at "
-        "corrupted images. Where do five seeds show that these flips and crops help?",
+        "corrupted images, at five severities. Averaged over these, where do five seeds show that augmentation helps?",
         (
             Option(
                 "everywhere: who has seen more variety is harder to disturb",
@@ -1708,6 +1708,7 @@ FAULTS = {  # of a slow epoch, and what its check says about each
     "one at a time": "validation sends its images through the network one at a time",
 }
 FAULT_BATCH = 16
+FAULT_LR = 0.1
 Epoch = Callable[[nn.Module, torch.optim.Optimizer, Tensor, Tensor, Tensor, Tensor], tuple[float, float]]
 
 
@@ -1771,8 +1772,8 @@ def watched_epoch(epoch: Epoch) -> list[str]:
     """Return which of `FAULTS` an epoch has, by what PyTorch and the network are asked to do, on 192 small images.
 
     Raises ValueError when it does not do an epoch's work: every image once, in a random order, in batches of 16, each
-    mirrored by its own coin, and then the accuracy on the validation images, in evaluation mode. Raises it, too, when
-    the steps' graphs are still there in the end.
+    mirrored by its own coin, a step down the gradient for each batch, and then the accuracy on the validation images,
+    in evaluation mode. Raises it, too, when the steps' graphs are still there in the end.
     """
     images, labels = torch.randint(0, 256, (192, 1, 7, 7), dtype=torch.uint8), torch.randint(0, 3, (192,))
     val_images, val_labels = torch.randint(0, 256, (40, 1, 7, 7), dtype=torch.uint8), torch.randint(0, 3, (40,))
@@ -1790,8 +1791,9 @@ def watched_epoch(epoch: Epoch) -> list[str]:
     def alive() -> int:
         return sum(graph() is not None for graph in graphs)
 
+    twin = copy.deepcopy(model)
     noted = model.register_forward_hook(note)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=FAULT_LR)
     watch, steps = Watched(images), []
     optimizer.register_step_post_hook(lambda *_: steps.append((watch.whole, watch.single, watch.numbers, alive())))
     with watch, counted_reads(watch), only_tensors(lambda: len(steps) < len(images) // FAULT_BATCH):
@@ -1807,6 +1809,7 @@ def watched_epoch(epoch: Epoch) -> list[str]:
     if kept > 2:  # the last one's, and that of the step before it
         raise ValueError(f"after the last step, the graphs of {kept} steps are still there: keep losses without them")
     check_result(result, loss, accuracy, sum(len(call[0]) for call in looked))
+    check_steps(model, twin, [call[0] for call in seen], labels[order])
     reading = sum(after[2] > before[2] for before, after in itertools.pairwise(steps))  # after the first step
     found = {
         "all pixels anew": whole >= len(steps),
@@ -1816,6 +1819,19 @@ def watched_epoch(epoch: Epoch) -> list[str]:
         "one at a time": len(looked) >= len(val_images) // 2,
     }
     return [fault for fault, there in found.items() if there]
+
+
+def check_steps(model: nn.Module, twin: nn.Module, batches: list[Tensor], labels: Tensor) -> None:
+    """Raise ValueError unless `model` learned what its `twin`, as it was before, learns by an SGD step a batch."""
+    optimizer = torch.optim.SGD(twin.parameters(), lr=FAULT_LR)
+    for images, truth in zip(batches, labels.split(FAULT_BATCH), strict=True):
+        optimizer.zero_grad()
+        F.cross_entropy(twin(images), truth).backward()
+        optimizer.step()
+    for weight, expected in zip(model.parameters(), twin.parameters(), strict=True):
+        if not torch.allclose(weight, expected, atol=1e-4):
+            order = "of each batch, first zero_grad(), then loss.backward(), then step()"
+            raise ValueError(f"the network has not learned what one step down the gradient a batch teaches it: {order}")
 
 
 @contextlib.contextmanager
@@ -1912,11 +1928,11 @@ def roofline_share(*, a_multiply_add: int = 2, write: bool = True) -> float:
 LESSON_07 = {
     "07.where": Quiz(
         "The usual loop: a DataLoader that crops, flips and normalizes image by image, the network in fp32, and a loss "
-        "that is read with `.item()` at every step. On a CPU, without workers, what takes the most time?",
+        "that is read with `.item()` at every step. On two cores of a CPU, without workers, what takes the most time?",
         (
             Option(
                 "preparing the images",
-                "It takes its share, and more of it on a fast network; but convolutions take more.",
+                "It takes its share; with many cores, which speed up convolutions only, it may take the largest.",
             ),
             Option(
                 "the convolutions, mostly their backward pass",
