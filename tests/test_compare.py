@@ -15,6 +15,7 @@ from utils.model import CNNConfig
 
 SETTINGS = {"config": {"norm": "batch", "width": 4}, "recipe": {"epochs": 2}, "source": {"name": "clothes"}}
 CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="the page in a real browser: Chromium is not installed")
 
 
 def rows_of(variant: str, seeds: range, gain: float = 0.0, lr: float = 0.1) -> list[list]:
@@ -105,6 +106,13 @@ def test_each_rate_of_a_sweep_is_a_variant_of_its_own(tmp_path):
         "a, lr 0.1": [0.1],
         "a, lr 0.3": [0.3],
     }
+
+
+def test_rates_of_ones_own_sweep_are_among_the_settings_that_differ(tmp_path):
+    write(tmp_path / "two.csv", rows_of("a", range(2), lr=0.3) + rows_of("b", range(2), lr=0.03))
+    (found,) = compare.studies([tmp_path / "two.csv"])
+    assert compare.differences(found.settings, "a", "b").to_dict("list") == {"a": [0.3], "b": [0.03]}
+    assert [variant["lr"] for variant in compare.as_json(found)["variants"]] == [0.3, 0.03]
 
 
 def folder(path, seed: int, accuracy: float, **given) -> None:
@@ -241,20 +249,50 @@ def test_nothing_to_compare_is_said(tmp_path):
         compare.page(compare.studies([tmp_path / "other.csv"]))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="the page in a real browser: Chromium is not installed")
+def in_browser(studies, folder, script: str = "") -> str:
+    """The page as a browser has drawn it, after a `script` in it."""
+    page = compare.page(studies).replace("</body>", f"<script>{script}</script></body>")
+    (folder / "compare.html").write_text(page, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", f"--user-data-dir={folder}"]
+    command = [CHROMIUM, *flags, "--dump-dom", (folder / "compare.html").as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+
+
+@needs_chromium
+@pytest.mark.parametrize("clicks", [1, 2])
+def test_what_is_not_known_is_sorted_last_either_way(clicks, tmp_path):
+    """Of one seed there is no interval: a table of the lower ends, with two such variants between three others."""
+    known = {"a": 0.3, "c": 0.1, "e": 0.2}
+    rows = [row for name in "abcde" for row in rows_of(name, range(3 if name in known else 1), known.get(name, 0.0))]
+    write(tmp_path / "own.csv", rows, "abcde")
+    script = "document.querySelectorAll('#table button')[4].click();" * clicks  # "low"
+    shown = in_browser(compare.studies([tmp_path / "own.csv"]), tmp_path, script)
+    table = shown[shown.index('<table id="table">') : shown.index("Settings that differ")]
+    order = re.findall(r'<td class="">(\w)</td>', table)
+    expected = sorted(known, key=known.get, reverse=clicks == 2)
+    assert order[:3] == expected
+    assert set(order[3:]) == {"b", "d"}
+
+
+@needs_chromium
+def test_claims_stand_there_as_a_table_too(tmp_path, shipped):
+    shown = in_browser(compare.studies([files.ROOT / "results" / "batchnorm.csv"]), tmp_path)
+    claim = next(each for each in experiments.find("batchnorm").claims)
+    table = shown[shown.index('<table id="claimed">') :]
+    assert f"<td>{claim.text}</td><td>{claim.metric}</td>" in table
+
+
+@needs_chromium
 def test_browser_shows_the_differences_that_evidence_gives(study, tmp_path):
     """The page's own arithmetic against `evidence.compare`, in the text of the drawn page."""
-    (tmp_path / "compare.html").write_text(compare.page([study]), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", f"--user-data-dir={tmp_path}"]
-    address = (tmp_path / "compare.html").as_uri()
-    shown = subprocess.run(
-        [CHROMIUM, *flags, "--dump-dom", address], capture_output=True, text=True, timeout=120
-    ).stdout
+    shown = in_browser([study], tmp_path)
     row = evidence.compare(study.rows, "b").iloc[0]
     low, high, mean = (
         f"{100 * value:+.2f}".replace("-", "−") for value in (row["low"], row["high"], row["difference"])
     )
     assert f"a − b: {mean} ({low} to {high}), n = 5" in shown
+    cells = [f'<td class="number">{100 * row[name]:.2f}</td>' for name in ("difference", "low", "high")]
+    assert "".join(cells) in shown
     assert "<polyline" in shown
     assert "They are the same." in shown
 

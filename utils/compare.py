@@ -139,6 +139,10 @@ def of_file(path: Path) -> Study:
         pairs = rows[["variant", "lr"]].drop_duplicates().itertuples(index=False)
         settings = {f"{variant}, lr {lr:g}": {**settings.get(variant, {}), "lr": lr} for variant, lr in pairs}
         rows["variant"] += rows["lr"].map(", lr {:g}".format)
+    else:
+        for variant, lr in rows.groupby("variant")["lr"].first().items():
+            if variant in settings:
+                settings[variant]["lr"] = lr
     name = f"{path.stem} (own)" if path.stem in experiments.EXPERIMENTS else path.stem
     return Study(name, f"Your own sweep {path.stem}", rows, settings, own=True)
 
@@ -456,7 +460,7 @@ def as_json(study: Study) -> dict[str, Any]:
         variants.append(
             {"name": variant, "color": shade, "dash": dash, "curves": lines, "finals": ends, "diverged": broken}
             | {"seconds": rounded(by_time.loc[by_time["variant"] == variant, "x"])}
-            | {"settings": dict(study.settings.get(variant, {}))}
+            | {"lr": float(rows["lr"].iloc[0]), "settings": dict(study.settings.get(variant, {}))}
         )
     return {"name": study.name, "question": study.question, "own": study.own, "variants": variants}
 
