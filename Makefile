@@ -88,7 +88,7 @@ pages: setup-site  ## build that site into site/html/, and no more
 
 handout: setup-dev  ## copy the course into handout/, its lessons without solutions and outputs, for a class
 	rm -rf handout && mkdir -p handout/notebooks
-	cp -R binder data docs figures results utils *.cff *.md *.py *.toml *.txt *.yml LICENSE Makefile handout
+	cp -R .gitattributes .gitignore binder data docs figures results utils *.cff *.md *.py *.toml *.txt *.yml LICENSE Makefile handout
 	find handout -name __pycache__ -prune -exec rm -rf {} +
 	$(PY) -m nbconvert --to notebook --ClearOutputPreprocessor.enabled=True --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution --output-dir handout/notebooks $(LESSONS)
 

@@ -58,6 +58,13 @@ def test_lesson_runs_without_its_solutions(twin):
     )
 
 
+@pytest.mark.parametrize("twin", TWINS, ids=lambda path: path.stem)
+def test_no_text_points_to_a_solution_that_a_handout_lacks(twin):
+    for cell in jupytext.read(twin).cells:
+        if cell.cell_type == "markdown" and "solution" not in cell.metadata.get("tags", []):
+            assert not re.search(r"(?i)\*\*solution|unfold|folded up|solution (is )?below", cell.source), cell.source
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="the handout: make is not installed")
 def test_handout_is_the_course_without_solutions_and_outputs(tmp_path):
     commands = ["make", "-n", "handout", "LESSON=00_start_here"]
@@ -65,6 +72,8 @@ def test_handout_is_the_course_without_solutions_and_outputs(tmp_path):
     begin = lines.index("rm -rf handout && mkdir -p handout/notebooks")  # before it, .venv is set up
     script = re.sub(r"\bhandout\b", shlex.quote(str(tmp_path / "handout")), "\n".join(["set -e", *lines[begin:]]))
     subprocess.run(["sh", "-c", script], cwd=ROOT, check=True, capture_output=True)
+    for name in (".gitattributes", ".gitignore"):  # or git on Windows changes line ends, and with them checksums
+        assert (tmp_path / "handout" / name).exists()
     lesson = Path("notebooks", "00_start_here.ipynb")
     whole, handed = (nbformat.read(root / lesson, as_version=4) for root in (ROOT, tmp_path / "handout"))
     solutions = [cell for cell in whole.cells if "solution" in cell.metadata.get("tags", [])]

@@ -1,6 +1,7 @@
 """The README's table of lessons: every lesson, with the time that was measured."""
 
 import ast
+import json
 import os
 import re
 
@@ -36,7 +37,20 @@ def test_a_lesson_without_a_heading_is_named(tmp_path):
 
 
 def test_reading_time_is_that_of_the_lessons_head():
-    assert lessons.reading("06_full_training") == "40 min"
+    assert lessons.reading("06_full_training") == "50 min"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reading_time_fits_the_length_of_the_lesson(name):
+    """120 words or 30 lines of code a minute: slow enough to think. Folded cells are not counted."""
+    words = lines = 0
+    for cell in json.loads((files.ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            words += len(re.findall(r"\w+", re.sub(r"\(http[^)]*\)", "", source)))
+        elif not cell["metadata"].get("jupyter", {}).get("source_hidden"):
+            lines += sum(bool(line.strip()) for line in source.splitlines())
+    assert abs(int(lessons.reading(name).split()[0]) - (words / 120 + lines / 30)) <= 5
 
 
 def test_readme_has_the_table_with_the_seconds_that_were_measured():

@@ -42,7 +42,7 @@ ABOUT = {  # three sentences each: what it asks, what you do, what you will see
     ),
     "08_compare_ablations": (
         "Which decision earned its place, and how many runs does it take to know? All experiments of the course "
-        "stand side by side. You pick, sort and compare, and your own runs stand among them."
+        "stand side by side. You pick, sort and compare, and do the same with runs of your own."
     ),
 }
 

@@ -29,7 +29,7 @@
 # **After this lesson you can** write a residual block, a small network and a training loop, and check each against the
 # course's; tell from the first loss whether something is wrong; say what your machine can train, and in which time.
 #
-# Reading takes about 40 minutes, running about one.
+# Reading takes about 20 minutes, running about one; leave an hour for writing the network yourself.
 #
 # Run the cells from top to bottom (Shift+Enter, or *Run → Run All Cells*). An exercise that you leave open stops
 # nothing. The first cell is the same in every lesson: it finds the course's code. There is no need to read it.
@@ -108,7 +108,7 @@ plots.save(
 )
 
 # %% [markdown]
-# Most lessons have exercises that check themselves. Which of them you have solved is kept in a file on this machine,
+# Every lesson has exercises that check themselves. Which of them you have solved is kept in a file on this machine,
 # and goes nowhere. This is how far you are:
 
 # %%
@@ -525,8 +525,7 @@ Markdown("\n".join(["| lesson | seconds, at most |", "|---|---|", *rows]))
 # Ten **colour** images, each **96 pixels high and 80 wide**, enter the network (width 16, with three channels at its
 # entrance). Which shape leaves **layer 3**? Work it out on paper first.
 #
-# Put your answer in place of the dots. For a hint, remove the `#` in the last line; each run gives the next one. The
-# solution is folded up below the cell.
+# Put your answer in place of the dots. For a hint, remove the `#` in the last line; each run gives the next one.
 
 # %%
 answer = ...  # (N, C, H, W)

@@ -437,9 +437,6 @@ combine = ...  # def combine(a, b): … return n, mean, std
 exercises.check("01.combine", combine)
 # exercises.hint("01.combine")
 
-# %% [markdown]
-# **Solution:** click the three dots below to unfold it.
-
 # %% jupyter={"source_hidden": true} tags=["solution"]
 # Solution: click the dots to unfold it
 def solution(a, b):

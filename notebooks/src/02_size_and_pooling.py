@@ -26,7 +26,7 @@
 # **After this lesson you can** count the parameters, FLOPs and memory of a layer; say why channels double where the
 # image halves, and what that costs in milliseconds; work out a receptive field; say what pooling loses.
 #
-# **You need** lesson 00 and a little PyTorch. Reading takes about 30 minutes, running about one.
+# **You need** lesson 00 and a little PyTorch. Reading takes about 45 minutes, running about one.
 
 # %% jupyter={"source_hidden": true}
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.

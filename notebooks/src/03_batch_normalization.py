@@ -25,7 +25,7 @@
 # **After this lesson you can** write batch normalization from scratch; say what it brings, from which start, and why it
 # allows large learning rates; tell where it fails.
 #
-# **You need** lesson 00 and a little PyTorch. Reading takes about 30 minutes, running about one.
+# **You need** lesson 00 and a little PyTorch. Reading takes about 45 minutes, running about one.
 
 # %% jupyter={"source_hidden": true}
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.

@@ -26,7 +26,7 @@
 # **After this lesson you can** say what dropout does to a value, a variance and an accuracy; derive the right gain
 # for an activation, and check it; tell which start a network survives, and what batch norm changes about that.
 #
-# **You need** lessons 00, 03 and 04. Reading takes about 35 minutes, running about one.
+# **You need** lessons 00 and 03; lesson 04 helps. Reading takes about 55 minutes, running about one.
 
 # %% jupyter={"source_hidden": true}
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.

@@ -26,7 +26,7 @@
 # seem to be; find a layer's place on a roofline; predict what a larger network, or a second machine, will cost; find what
 # slows a loop down.
 #
-# **You need** lesson 00; batch norm (lesson 03) helps. Reading takes about 40 minutes, running about one.
+# **You need** lesson 00; batch norm (lesson 03) helps. Reading takes about 50 minutes, running about one.
 
 # %% jupyter={"source_hidden": true}
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
@@ -104,8 +104,8 @@ fast_bf16 = device.pick_precision(device.pick()) == "bf16"  # has this CPU instr
 laid_out = tempfile.TemporaryDirectory()
 loops.lay_out_for_torchvision(Path(laid_out.name))  # the images, where torchvision looks for them
 usual, course = loops.Tricks(), replace(loops.tricks_up_to("pool before norm"), bf16=fast_bf16)
-profiles = {}
-for name, tricks in {"the usual loop": usual, "the course's loop": course}.items():
+profiles, ours = {}, f"the course's loop, {'bf16' if fast_bf16 else 'fp32'}"
+for name, tricks in {"the usual loop": usual, ours: course}.items():
     _, batches, step = loops.prepare(tricks, 4 * 128, laid_out.name)
     with loops.memory_of(tricks):
         profiles[name] = costs.where_time_goes(batches, step)
@@ -152,9 +152,11 @@ for loop, share in convolutions.items():
 assert profiles.loc["convolution, backward", "the usual loop"] > profiles.loc["convolution, forward", "the usual loop"]
 
 # %% [markdown]
-# Read it from the left. The backward pass of convolutions takes longer than their forward pass: it has to multiply twice,
-# for the gradient with respect to the weights and for the one with respect to the input. "Everything else" is the loss,
-# the residual additions, the head, Python between the operations, and the profiler's own work.
+# (A lower bar that says fp32 is of a CPU without instructions for bf16: it lacks that trick, and the own kernels that need
+# it.) Read it from the left. The backward pass of convolutions takes longer than their forward pass: it has to multiply
+# twice, for the gradient with respect to the weights and for the one with respect to the input. "Everything else" is the
+# loss, the residual additions, the head, Python between the operations, and the profiler's own work. With more cores the
+# convolutions shrink and the data, which one core prepares, do not: there they may become the largest part.
 #
 # What shrinks from the upper bar to the lower one tells what the tricks are about. But a profile does not tell **what a
 # trick brings**: for that, switch it on.
@@ -176,7 +178,8 @@ assert profiles.loc["convolution, backward", "the usual loop"] > profiles.loc["c
 #
 # The rows were measured by `python cnn.py bench waterfall`: all loops in turn, several rounds, so that a busy moment of
 # the machine hits each of them alike. A bar's line goes from the lowest to the highest round: with six rounds or more
-# that is a 95 % interval of the median (the chance that all $n$ rounds lie on one side of it is $2 \cdot 2^{-n}$).
+# that is a 95 % interval of the median (the chance that all $n$ rounds lie on one side of it is $2 \cdot 2^{-n}$). It is
+# an interval of one session: another day on the same machine may differ by more.
 
 # %%
 RECOMPUTE = False
@@ -250,8 +253,8 @@ assert fall.loc["all tricks against none", "min"] > 2
 assert abs(fall.loc["train.fit against all tricks", "median"] - 1) < 0.1, "the waterfall ends where the course is"
 
 # %% [markdown]
-# The last line checks the whole figure: `train.fit`, the course's own loop, is as fast as the loop that was put together
-# here from its tricks, within the range printed.
+# The last line checks the whole figure: `train.fit`, the course's own loop, is no slower than the loop that was put
+# together here from its tricks.
 #
 # ### What the order hides
 #
@@ -294,9 +297,10 @@ for name in ("images in one tensor", "channels last"):
 # Three things that a list of tricks does not say.
 #
 # - **They hide each other.** While the convolutions are slow, nobody sees how long the images take. Once they are fast,
-#   the DataLoader is in the way: it costs as many microseconds as before, which are now a larger factor.
-# - **Some need each other**: most of the own kernels act in bf16 only. A larger *factor* at the end does not show that.
-#   In time an image, channels last saves less at the end than in order (below), although its factor is larger.
+#   the DataLoader is in the way: by the medians it costs as many microseconds as before (below), which are now a larger
+#   factor. (In order, it may even have brought nothing: the lowest round in the figure is below 1.)
+# - **Some need each other**: most of the own kernels act in bf16 only. A larger *factor* at the end does not show that:
+#   channels last has one, too, and whether it saves more or less *time* there, these rounds cannot tell.
 # - **Some bring nothing here.** Lists of performance tips tell you to avoid `.item()` (so does [PyTorch's
 #   guide](https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html)). On a **GPU** it makes the CPU wait
 #   until all that was handed over is done, at every step. A CPU has done its work before it goes on, so there is nothing
@@ -324,7 +328,7 @@ for name, gain in sorted(gains.items(), key=lambda pair: -pair[1]):
 assert item["min"] < 1 < item["max"]
 assert kept["min"] < 1 < kept["max"]
 assert gains["bf16"] > 1.3
-assert saved["channels last"][1] < saved["channels last"][0], "less time, though a larger factor"
+assert fall.loc["gain: images in one tensor", "min"] < 1, "in order it may have brought nothing"
 assert abs(saved["images in one tensor"][1] / saved["images in one tensor"][0] - 1) < 0.25, "as many microseconds"
 
 # %% [markdown]
@@ -454,7 +458,8 @@ assert ratio["batches of 512"]["max"] < 1, "images a second are not learning a s
 #
 # On logarithmic axes that is a roof: a slope on the left, where memory decides, and a flat part on the right, where the
 # multiplying units do. They meet at the *ridge*. First the two speeds: the peak as that of a large matrix product, the
-# bandwidth as that of $a = b + s\,c$ on long vectors $a$, $b$ and $c$, with a number $s$. Each is the median of the
+# bandwidth as that of $a = b + s\,c$ on long vectors $a$, $b$ and $c$, with a number $s$ (the *triad* of
+# [STREAM](https://www.cs.virginia.edu/stream/), McCalpin 1995). Each is the median of the
 # rounds: a roof is what can be reached at most, but not what one lucky round reached. On short vectors, which stay in the
 # cache, the same sum gives a second, steeper slope.
 
@@ -566,19 +571,23 @@ for kind in ("convolution", "batch norm", "activation", "pooling"):
     low, high = near.loc[kind, "bytes"] / 1e6
     print(f"{kind:<11} {shares[0]} of its limit, {shares[1]} with the cache's slope; moves {low:.0f} to {high:.0f} MB")
 print(f"the long vectors: {3 * 2**27 / 1e6:.0f} MB; the cache: {L3 / 1e6:.0f} MB")
+luckier = roof_rows.loc["memory bandwidth", "max"] / roof_rows.loc["memory bandwidth", "median"]
+low, high = near.loc["activation", "memory"] / luckier
+print(f"by the slope of memory's fastest round: activation {low:.0%} to {high:.0%} of its limit")
 assert near.loc["activation", ("memory", "min")] > 1 > near.loc["activation", ("cache", "max")], "between the slopes"
 assert near.loc["activation", ("bytes", "max")] < L3, "its maps fit into the cache"
+assert high < 1, "but not by memory's fastest round"
 assert near.loc[["batch norm", "pooling"], ("memory", "max")].max() < 1, "below both"
 assert near.loc["convolution", ("memory", "max")] > 1
 zeros = {side: 1 - ((3 * side - 2) / (3 * side)) ** 2 for side in (2, 4)}  # share of products with the padding
 assert np.allclose([zeros[2], zeros[4]], [5 / 9, 0.31], atol=0.005)
 
 # %% [markdown]
-# ReLUs lie between the two slopes: faster than main memory usually gives, slower than the cache. What they move fits
-# into the cache, other than the long vectors, and comes again at every repeat, so it is probably served from there.
-# This roofline does not say which of the two they wait for. Batch norm and pooling stay below both slopes. Batch norm
-# passes over its input more than once, since it has to know the mean before it can subtract it; what else slows these
-# two down, a roofline does not say.
+# ReLUs lie between the two slopes: faster than main memory gives in the median round, slower than the cache. (By its
+# fastest round they would lie below both.) What they move fits into the cache, other than the long vectors, and comes
+# again at every repeat, so it is probably served from there. This roofline does not say which of the two they wait for.
+# Batch norm and pooling stay below both slopes. Batch norm passes over its input more than once, since it has to know
+# the mean before it can subtract it; what else slows these two down, a roofline does not say.
 #
 # Some convolutions stand above the roof, which nothing can. The peak is what *one* large product reached. And the FLOPs
 # are those of the formula, products with the zeros of the padding included: on a map of 2×2 pixels these are 5 of 9,
@@ -588,7 +597,7 @@ assert np.allclose([zeros[2], zeros[4]], [5 / 9, 0.31], atol=0.005)
 # ### Your machine
 #
 # The same for the machine at hand, with a batch of 64, which fits into many a cache. Filled and hollow as above; in grey,
-# the points from there:
+# the points from there. (The long vectors are 50 MB here. On a CPU whose cache holds them, the slope is the cache's.)
 
 # %%
 own_network, own_images, own_precision = costs.course_step(64)
@@ -666,8 +675,8 @@ assert price.max() / price.min() > 3
 # %%
 from utils.model import CNN, CNNConfig
 
-grown, wider = (shipped[name]["median"] for name in ("growth", "width"))
-grids = {"width": {}, "layers": {}, "side of the image": {}}  # value → (µs an image, config, side of the image)
+grown, wider = (shipped[name][["median", "min", "max"]].T for name in ("growth", "width"))
+grids = {"width": {}, "layers": {}, "side of the image": {}}  # value → (median, min, max of µs an image), config, side
 for n in (16, 32, 64, 128):
     grids["width"][n] = wider[f"time an image, width {n}"], CNNConfig(width=n), 28
 for n in (4, 10, 28):
@@ -677,10 +686,10 @@ for n in (14, 28, 56):
 
 # %%
 fig, ax = plt.subplots(figsize=(7.2, 3.6))
-slopes, drawn = {}, {}
+drawn = {}
 for (what, grid), shade in zip(grids.items(), (plots.BLUE, plots.ORANGE, plots.GREEN), strict=True):
     flops = np.array([loops.step_flops(CNN(config), (1, side, side)) for _, config, side in grid.values()]) / 1e9
-    times = np.array([time for time, *_ in grid.values()])
+    times, low, high = np.array([time for time, *_ in grid.values()]).T
     ax.plot(flops, times, "o-", color=shade, label=what)
     middle = list(grid).index({"width": 32, "layers": 10, "side of the image": 28}[what])  # the course's own network
     shift = {"width": (4, -12), "layers": (4, -13), "side of the image": (-16, 5)}[what]
@@ -690,8 +699,8 @@ for (what, grid), shade in zip(grids.items(), (plots.BLUE, plots.ORANGE, plots.G
             at = flops[place], times[place]
             beside = shift if place else first
             ax.annotate(str(value), at, beside, textcoords="offset points", color=shade, fontsize=10)
-    slopes[what] = np.log(times[-1] / times[middle]) / np.log(flops[-1] / flops[middle])
-    drawn[what] = flops, times
+    ratios = np.array([times[-1] / times[middle], low[-1] / high[middle], high[-1] / low[middle]])
+    drawn[what] = flops, times, 2 ** (np.log(ratios) / np.log(flops[-1] / flops[middle]))  # for twice the FLOPs
 ax.annotate("the course's network", (flops[middle], times[middle]), (8, -14), textcoords="offset points", fontsize=10)
 ax.plot(flops[middle] * np.array([0.2, 20]), times[middle] * np.array([0.2, 20]), "--", color=plots.GREY, lw=1)
 ax.set(xscale="log", yscale="log", xlabel="GFLOP an image and step", ylabel="µs an image")
@@ -703,12 +712,16 @@ plots.save(
 
 # %%
 # NBVAL_CHECK_OUTPUT
-for what, slope in slopes.items():
-    print(f"{what:<18} from the course's network on: twice the FLOPs, {2**slope:.2f} times the time")
-thin = {name: values[0] / values[1] for name, values in zip(("FLOPs", "time"), drawn["width"], strict=True)}
-print(f"width 16 instead of 32: {thin['FLOPs']:.0%} of the FLOPs, {thin['time']:.0%} of the time")
-assert max(slopes.values()) < 1
-assert thin["time"] > 1.3 * thin["FLOPs"]
+twice = {}
+for what, (_, _, (middle, low, high)) in drawn.items():
+    twice[what] = f"{middle:.2f} times ({low:.2f} to {high:.2f})"
+    print(f"{what:<18} from the course's network on: twice the FLOPs, {twice[what]} the time")
+print("(by the medians, and at least and at most by the rounds' ranges)")
+for what, value in ("width", "16 instead of 32"), ("side of the image", "14 instead of 28"):
+    flops, times, _ = drawn[what]
+    print(f"{what} {value}: {flops[0] / flops[1]:.0%} of the FLOPs, {times[0] / times[1]:.0%} of the time")
+    assert times[0] / times[1] > 1.3 * flops[0] / flops[1]
+assert all(drawn[what][2][2] < 2 for what in ("width", "layers"))
 images = shipped["images"].loc["time an image, 60,000 against 1,000"]
 print("time an image, 60,000 images against 1,000: ×", said(images))
 threads = shipped["growth"].filter(like="threads", axis=0)["median"]
@@ -717,10 +730,10 @@ assert abs(images["median"] - 1) < 0.1
 assert threads.iloc[0] / threads.iloc[-1] > 1.2
 
 # %% [markdown]
-# Upward, twice the FLOPs cost less than twice the time, whichever way they are spent; between depth and width these rows
-# show no clear order. (What they bring in accuracy is another matter: lesson 02.) **Downward, little is saved:** a thin
-# network has few FLOPs, but as many operations, each with its fixed cost, and as many passes over memory. And twice the
-# images take twice the time, within the noise.
+# Upward, by width and by depth, twice the FLOPs cost less than twice the time; for larger images the rounds do not rule
+# out twice. Between depth and width they show no clear order. (What it brings in accuracy is another matter: lesson 02.)
+# **Downward, less is saved than the FLOPs promise:** a thin network has few FLOPs, but as many operations, each with its
+# fixed cost, and as many passes over memory. And twice the images take twice the time, within the noise.
 #
 # ## Two processes, eight machines
 #
@@ -785,9 +798,15 @@ print("a step of 512 images: muted", said(muted, 0, " ms"))
 print(f"predicted {predicted:.0f} ms, measured {said(joined, 0, ' ms')}: off by {error:+.0%}")
 talking, guessed = joined["median"] - muted["median"], predicted - muted["median"]
 print(f"of that, talking: predicted {guessed:.0f} ms, measured {talking:.0f} ms: off by {guessed / talking - 1:+.0%}")
+waiting = 1e3 * len(sent) * model.latency
+print(f"{waiting / guessed:.0%} of the predicted talking is the latency of its {len(sent)} messages")
+assert waiting / guessed > 0.9
 assert abs(error) < 0.25
 
 # %% [markdown]
+# So nearly all of it is latency, and that is uncertain: see how far the rounds of small messages scatter. Nor is each
+# message an all-reduce, as the model takes it: the statistics on the way there are gathered, in half of the messages.
+#
 # ### Eight GPUs and ImageNet
 #
 # Now extrapolate, with the same model. In a ring of $p$ processes an all-reduce of $n$ bytes takes $2(p - 1)$ messages,
@@ -974,9 +993,12 @@ plots.save(
 
 # %%
 # NBVAL_CHECK_OUTPUT
-mean, plain = views[RECORD].mean(), 100 * full_training.finals(runs).set_index("run").loc[RECORD, "accuracy"]
-print(f"the record: {mean:.2f} % of the test images right with flips and shifts, {plain:.2f} % without", end=" ")
-print(f"(n = {len(views)}), {seconds:.0f} s a run")
+plain = 100 * full_training.finals(runs).set_index("run").loc[RECORD, ["accuracy", "low", "high"]]
+mean, half = views[RECORD].mean(), plots.half_intervals(views[[RECORD]].T).item()
+looks = f"{mean:.2f} % ({mean - half:.2f} to {mean + half:.2f}) with flips and shifts"
+one_look = f"{plain['accuracy']:.2f} % ({plain['low']:.2f} to {plain['high']:.2f})"
+print(f"the record: {looks} of the test images right, {one_look} without")
+print(f"(95 % intervals, n = {len(views)}); {seconds:.0f} s a run")
 assert left_out["SGD instead of Muon"]["high"] < 0
 assert all(row["high"] > 0 for what, row in left_out.items() if "SGD" not in what), "three networks cannot tell"
 for what, row in left_out.items():
@@ -995,8 +1017,8 @@ by_idea = ", ".join(f"{what} {evidence.points(row, 2)}" for what, row in left_ou
 #
 # How fast is it, beside the original? Seconds depend on the machine, so `python cnn.py bench record` times both in turn:
 # a few steps of ours, and of airbench94's network, batch size and optimizer in plain PyTorch and bf16, from which it
-# reckons the seconds of a run. (So ours differ a little from those of the whole runs above.) These are seconds alone:
-# what accuracy airbench94 has on these JPEG copies is not measured here, and its 94 % are of the original pixels.
+# reckons the seconds of a run. (So ours differ a little from those of the whole runs above, and the ratio is one
+# session's.) These are seconds alone: what accuracy airbench94 has on these JPEG copies is not measured here, and its 94 % are of the original pixels.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -1120,7 +1142,6 @@ by_tricks = ", ".join(f"{name} × {gains[name]:.2f}" for name in strong)
 points_of = {name: f"{cost.loc[f'accuracy by: {name}', 'median']:+.2f} points" for name in names}
 target = {name: f"× {said(row)}" for name, row in ratio.items()}
 of_peak = {kind: reach[kind] * 1e9 / roofs["bf16"].peak for kind in reach}
-twice = {what: f"{2**slope:.2f} times" for what, slope in slopes.items()}
 
 # %%
 Markdown(f"""
@@ -1137,14 +1158,15 @@ Markdown(f"""
 - **Two roofs**: convolutions reach {of_peak["convolution"]:.0%} of the peak, by the formula's FLOPs, batch norm
   {of_peak["batch norm"]:.1%}. Norms, ReLUs and pooling are {rest["flops"]:.1%} of the FLOPs and {rest["ms"]:.0%} of the
   time: they calculate next to nothing, so that a higher peak would not help them. ReLUs lie between the slopes of main
-  memory and of the cache; for which of the two they wait, this roofline does not say.
+  memory (median round) and of the cache; for which of the two they wait, this roofline does not say.
 - **Growth**, from the course's network on: twice the FLOPs by width take {twice["width"]} the time, by depth
-  {twice["layers"]}, by larger images {twice["side of the image"]}.
-- **A record of our own**: {plain:.2f} % of CIFAR-10's JPEG copies ({mean:.2f} % with flips and shifts at test time), in
-  {seconds:.0f} s (means, and the median time, of n = {len(views)}). An idea left out, with flips and shifts: {by_idea}.
+  {twice["layers"]}, by larger images {twice["side of the image"]} (by the medians, and by the rounds' ranges).
+- **A record of our own**: {one_look} of CIFAR-10's JPEG copies, {looks} at test time, in {seconds:.0f} s (means, 95 %
+  intervals, and the median time, of n = {len(views)}). An idea left out, with flips and shifts: {by_idea}.
   SGD comes without rescaling, with another decay and momentum, and at one untuned rate.
-- **Talking** takes {1e6 * model.latency:.0f} µs an all-reduce, and a second for {1e-9 / model.per_byte:.1f} GB: that
-  predicts a shared step to {abs(error):.0%}, and the talking in it to {abs(guessed / talking - 1):.0%}.
+- **Talking** takes {1e3 * model.latency:.1f} ms an all-reduce, and a second for {1e-9 / model.per_byte:.1f} GB: that
+  predicts a shared step to {abs(error):.0%}, and the talking in it to {abs(guessed / talking - 1):.0%}; nearly all of
+  that is the latency of {len(sent)} messages.
 """)
 
 # %% [markdown]

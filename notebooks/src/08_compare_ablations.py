@@ -19,11 +19,11 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cnn-course/cnn-course/blob/main/notebooks/08_compare_ablations.ipynb) [![Open on Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/cnn-course/cnn-course/main?labpath=notebooks/08_compare_ablations.ipynb)
 #
 # The lessons before this one each took one decision out of the network and measured what changed. Here all of it is on
-# one page: every claim of the course on one scale, every run to look through, yours beside those that came with the
-# course. And one question that the other lessons had no room for: how many runs does it take to be sure?
+# one page: every claim of the course on one scale, every run to look through, and the same for runs of your own. And
+# one question that the other lessons had no room for: how many runs does it take to be sure?
 #
 # **After this lesson you can** read a paired difference and its interval; say how many runs a claim takes; find any run
-# of the course, and put your own beside it.
+# of the course, and look at your own in the same way.
 #
 # **You need** lesson 00; the others help. Reading takes about 15 minutes, running less than one.
 
@@ -104,9 +104,10 @@ assert ranked.iloc[0]["experiment"].startswith("residual"), "the answer to the q
 #
 # ## Look for yourself
 #
-# All runs of the course, and your own. Choose an experiment, a metric, and what to draw it against: an epoch costs some
-# variants more seconds than others, so that the order can turn. Tick the variants to see. The table
-# sorts by the column that you choose, and below it are the settings in which the first variant and the baseline differ.
+# All runs of the course; yours follow below, and `python cnn.py compare` puts all on one page. Choose an experiment, a
+# metric, and what to draw it against: an epoch costs some variants more seconds than others, so that the order can turn.
+# Tick the variants to see. The table sorts by the column that you choose, and below it are the settings in which the
+# first variant and the baseline differ.
 
 # %%
 from utils import compare
@@ -118,7 +119,36 @@ compare.explore([study for study in found if not study.own], start="batchnorm")
 # Three things to find: an experiment in which a variant is ahead after one epoch and behind at the end; one whose best
 # variant by training accuracy is not the best by validation accuracy; one in which the bands overlap, and the paired
 # difference is clear all the same.
-#
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+# Solution: click the dots to unfold it
+import itertools
+
+from utils import evidence
+
+
+def shows(study):
+    """Which of the three things this experiment shows."""
+    ends, path = (of(study, "validation accuracy") for of in (compare.finals, compare.curves))
+    begins, mean, half = path.groupby("variant")["mean"].first(), ends.mean(), plots.half_intervals(ends.T)
+    pairs = [(a, b) for a, b in itertools.permutations(mean.index, 2) if mean[a] < mean[b]]
+    turned = [pair for pair in pairs if begins[pair[0]] > begins[pair[1]]]
+    overlap = [(a, b) for a, b in pairs if mean[b] - half[b] < mean[a] + half[a]]
+    clear = [(a, b) for a, b in overlap if evidence.paired(ends[b].to_numpy(), ends[a].to_numpy())["low"] > 0]
+    return turned, compare.finals(study, "train accuracy").mean().idxmax() != mean.idxmax(), clear
+
+
+shown = {study.name: shows(study) for study in found if not study.own}
+three_things = (
+    "ahead at first, behind at the end",
+    "another one is best in training",
+    "bands overlap, clear all the same",
+)
+for thing, each in zip(three_things, zip(*shown.values(), strict=True), strict=True):
+    print(f"{thing}: {', '.join(name for name, there in zip(shown, each, strict=True) if there)}")
+    assert any(each)
+
+# %% [markdown]
 # ## How many seeds?
 #
 # One run says little. Trained twice with nothing changed but the seed, the same network gives two accuracies. How far
