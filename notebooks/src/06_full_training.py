@@ -255,7 +255,7 @@ def find_lr(net, batches, recipe, lowest=1e-3, highest=10.0, steps=50):
 
 
 # %% [markdown]
-# Three networks, 50 batches of 128 images each. What to read off? Two rules are common: the rate where the loss falls
+# Three networks, 50 batches of 64 images each. What to read off? Two rules are common: the rate where the loss falls
 # **fastest**, and **a tenth** of the rate where it is lowest. Both on a smoothed curve, as a single batch is noise.
 
 # %%
@@ -268,8 +268,8 @@ def new_network(seed):
     return CNN(CNNConfig(in_channels=images.in_channels, num_classes=images.num_classes))
 
 
-trial, stats = images.take(min(6_400, len(images.train))), data.channel_stats(images.train.images)
-size, found = min(128, len(trial.train)), []
+trial, stats = images.take(min(3_200, len(images.train))), data.channel_stats(images.train.images)
+size, found = min(64, len(trial.train)), []
 for seed in range(device.budget(3, small=1)):
     options = {"shuffle": True, "drop_last": True, "flip": images.can_flip, "crop_padding": 1, "seed": seed}
     batches = data.Batches(trial.train, stats, size, **options)
@@ -376,8 +376,8 @@ print(whole)
 
 # %%
 RUN_FULL = False
-few = replace(images.take(min(2_560, len(images.train))), validation=seen[:1000])
-small = replace(whole, epochs=5, batch_size=min(64, len(few.train)), lr=0.1, ema=0.0, cutout=0)
+few = replace(images.take(min(2_048, len(images.train))), validation=seen[:1000])
+small = replace(whole, epochs=4, batch_size=min(64, len(few.train)), lr=0.1, ema=0.0, cutout=0)
 given, recipe = (images, whole) if RUN_FULL else (few, small)
 
 # %%

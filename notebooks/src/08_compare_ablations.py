@@ -110,7 +110,7 @@ assert ranked.iloc[0]["experiment"].startswith("residual"), "the answer to the q
 # first variant and the baseline differ.
 
 # %%
-from utils import compare
+from utils import compare, evidence
 
 found = compare.studies()
 compare.explore([study for study in found if not study.own], start="batchnorm")
@@ -123,8 +123,6 @@ compare.explore([study for study in found if not study.own], start="batchnorm")
 # %% jupyter={"source_hidden": true} tags=["solution"]
 # Solution: click the dots to unfold it
 import itertools
-
-from utils import evidence
 
 
 def shows(study):
@@ -179,8 +177,6 @@ print(f"standard deviation of a run: median {spread['std'].median():.2f} points,
 
 # %%
 from scipy import stats
-
-from utils import evidence
 
 runs = next(study for study in found if study.name == "batchnorm").rows
 table = 100 * evidence.finals(runs, "validation accuracy")  # a row a seed
