@@ -544,14 +544,14 @@ def test_the_home_of_nobody_is_refused_in_one_sentence(monkeypatch):
         data.load("~nobody-of-that-name")
 
 
-@pytest.mark.parametrize("value", ["", "cpu; ls", "cuda:99", "CPU", "cpu:0:1", "\u202e", "0"])
+@pytest.mark.parametrize("value", ["cpu; ls", "cuda:99", "CPU", "cpu:0:1", "\u202e", "0"])
 def test_an_odd_device_is_refused_in_one_sentence(value, monkeypatch):
     monkeypatch.setenv("CNN_DEVICE", value)
     with pytest.raises(ValueError, match=r"\(the environment variable CNN_DEVICE\) is not on this machine: choose"):
         device.pick()
 
 
-@pytest.mark.parametrize("value", ["", "FULL", "small ", "1"])
+@pytest.mark.parametrize("value", ["FULL", "small ", "1"])
 def test_an_odd_budget_is_refused_in_one_sentence(value, monkeypatch):
     monkeypatch.setenv("CNN_BUDGET", value)
     with pytest.raises(ValueError, match="CNN_BUDGET=.*choose full"):

@@ -269,6 +269,8 @@ for kind in KINDS:
     deeper[kind] = shares[1] / shares[0]
 assert 1 < deeper["residual"] < 10
 assert deeper["plain"] > 100
+
+# %%
 Markdown(f"""
 In the last column it grows as well, but look at how the lines lie. Where it explodes each further block multiplies, so
 the lines fan out with depth. Here the line of 102 layers lies only {deeper["residual"]:.0f} times above that of 58
@@ -767,6 +769,8 @@ for kind in seen:
         at_smallest = moved * smallest / best_lr["batch norm"]["plain, 102 layers"]
         print(f"    at the smallest rate of the sweep, {smallest:g}, it would be {at_smallest:.0f} times")
         assert at_smallest > 2
+
+# %%
 ratios = {
     kind: frame[(frame["metric"] == "update_ratio") & (frame["step"] == 21) & (frame["number"] <= 50)]["value"]
     for kind, frame in seen.items()
@@ -835,6 +839,7 @@ def forward_in_pieces(net, x, y):
     return pieces, torch.autograd.grad(F.cross_entropy(net.head(x.mean((2, 3))), y), x)[0]
 
 
+# %%
 def back_along(pieces, gradient, through):
     """The gradient at the image, along the path through the branches of these blocks (from 0) and past the others."""
     (image, stem, *_), *blocks = pieces
@@ -1264,6 +1269,8 @@ vanished, of_he = (
     arriving(part(kind="plain", norm="no norm", init=init, layers=102)).iloc[0] for init in ("default", "He")
 )
 exploded = arriving(part(kind="plain", norm="batch norm", init="He", layers=102)).iloc[0]
+
+# %%
 Markdown(f"""
 **"Without residual connections the gradient does not get back through 100 layers"** is right about the result and
 wrong about the reason, as soon as there is batch norm.

@@ -1215,6 +1215,8 @@ all_steps = points({key: 100 * total[key] for key in ("difference", "low", "high
 pair = " and ".join(classes[place] for place in divmod(both.argmax().item(), len(classes)))
 by_layer = "; ".join(f"{layer}: {points(each)}" for layer, each in faithful.items())
 corrupted = "; ".join(f"{kind} {points(bought[kind])}" for kind in examine.CORRUPTIONS)
+corrupted += f". Case by case they\n  help with {named(helped)}, and harm with {named(harmed)}, "
+corrupted += f"of which {named(clear['harm'])} after a correction for all"
 flipped = "; ".join(f"{run} {points(row, 2)}" for run, row in twice.items())
 smoothed_clean, smoothed_right, smoothed_sure = map(points, smoothing.values())
 
@@ -1238,8 +1240,7 @@ That it helps at all (interval above zero, each by itself) is shown for {sure_st
   {temperature:.2f}, fitted on the other half, brings it from {100 * before:.1f} down to {100 * after:.1f} points.
 - Painting over where Grad-CAM is warm changes how many answers stay, against another image's map, layer by layer:
   {by_layer}.
-- What flips and crops buy on corrupted images (small networks, mean of five severities): {corrupted}. Case by case they
-  help with {named(helped)}, and harm with {named(harmed)}, of which {named(clear["harm"])} after a correction for all.
+- What flips and crops buy on corrupted images (small networks, mean of five severities): {corrupted}.
 - Label smoothing (small networks) changes the calibration error of images as they are by {smoothed_clean}; of corrupted
   ones by {smoothed_right} where the network without it is less than {ABOUT} points too sure, else by {smoothed_sure}
   (help in {(too_sure["high"] < 0).sum()} of {len(too_sure)} cases; in the others five seeds cannot tell).
