@@ -532,7 +532,7 @@ def test_rows_that_somebody_wrote_by_hand_are_read(tmp_path):
     )
     assert compare.studies([path])[0].rows["value"].tolist() == [0.5]
     path.with_suffix(".json").write_text('{"variants": {"a": {"config": {"width": 4}}}}', encoding="utf-8")
-    assert compare.studies([path])[0].settings == {"a": {"width": 4}}
+    assert compare.studies([path])[0].settings == {"a": {"width": 4, "lr": 0.1}}
     for text in ('{"variants": [1]}', '{"variants": {"a": 3}}', '{"measured_on": 3}'):
         path.with_suffix(".json").write_text(text, encoding="utf-8")
         with pytest.raises(tables.ResultsError, match="mine.json .*: run that sweep again, or delete"):
