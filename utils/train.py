@@ -413,7 +413,8 @@ def restore(out: Path | None, stateful: dict[str, Any], generator: torch.Generat
         raise ValueError("resume=True without out: name the folder of the run to go on with")
     path = Path(out) / checkpoint.STATE_FILE
     saved = checkpoint.read(path, "identity", "states", "draws", "progress")
-    differ = differences({"optimizer": "SGD"} | saved["identity"], identity)  # an older run names none
+    before = {"optimizer": identity["optimizer"]} | saved["identity"]  # an older run does not say which it had
+    differ = differences(before, identity)
     if differ:
         raise checkpoint.CheckpointError(
             f"{path} is of another run ({'; '.join(differ)}): give the same settings to resume it"
