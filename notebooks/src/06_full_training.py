@@ -966,8 +966,8 @@ bought["none"] = evidence.paired(*clean)
 print(f"{'as it is':<9} flips and crops − none: {points(bought['none'])}")
 
 # %% [markdown]
-# That is not what is often said. And a mean of five severities hides some of it, since at the highest ones the seeds
-# scatter most. Case by case:
+# That is not what is often said. And a mean of five severities hides some of it, since at some of them the seeds
+# scatter much. Case by case:
 
 # %%
 # NBVAL_CHECK_OUTPUT

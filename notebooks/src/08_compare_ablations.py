@@ -120,7 +120,7 @@ compare.explore([study for study in found if not study.own], start="batchnorm")
 # variant by training accuracy is not the best by validation accuracy; one in which the bands overlap, and the paired
 # difference is clear all the same.
 
-# %% jupyter={"source_hidden": true} tags=["solution"]
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution"]
 # Solution: click the dots to unfold it
 import itertools
 
