@@ -493,6 +493,13 @@ def test_fold_exercise_refuses_what_folds_no_shortcut(capsys):
     assert "take over channels, kernel size, stride and padding" in capsys.readouterr().out
 
 
+def test_flips_exercise_refuses_the_training_mode(capsys):
+    """There, dropout and batch norm would answer another question."""
+    assert exercises.check("06.flips", lambda model, images: exercises.with_flips(model.train(), images)) is False
+    assert "the network was asked in training mode" in capsys.readouterr().out
+    assert exercises.check("06.flips", lambda model, images: exercises.with_flips(model.eval(), images)) is True
+
+
 def learn(optimizer, loss):
     optimizer.zero_grad()
     loss.backward()

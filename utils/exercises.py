@@ -1474,11 +1474,21 @@ def with_flips(
 
 
 def flipped_cases(function: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
-    """Return what `function` makes of three colour images and a network that tells left from right and up from down."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(96, 5))
+    """Return what `function` makes of three colour images and a network that tells left from right and up from down.
+
+    Raises ValueError when `function` asks the network in training mode.
+    """
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(96, 5)).eval()
+    model.register_forward_pre_hook(refuse_training)
     with torch.no_grad():
         model[3].weight.mul_(8)
         return function(model, torch.randn(3, 3, 6, 8))
+
+
+def refuse_training(model: nn.Module, _: tuple[Tensor, ...]) -> None:
+    """Raise ValueError when a network is asked in training mode."""
+    if model.training:
+        raise ValueError("the network was asked in training mode: there, the answer to an image changes with its batch")
 
 
 LESSON_06 = {
