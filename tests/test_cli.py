@@ -396,7 +396,7 @@ def tiny_experiment(tmp_path, monkeypatch):
         base=CNNConfig(width=4),
         recipe=train.Recipe(epochs=1, batch_size=128),
         source=ablation.Source(images=1024),
-        lrs=(0.1,),
+        lrs=(1e-5, 0.1),
         seeds=(0, 1),
         claims=(experiments.Claim("batch norm helps", "batch", "none"),),
     )
@@ -409,7 +409,7 @@ def tiny_experiment(tmp_path, monkeypatch):
 def test_ablate_plans_runs_and_writes_rows_and_a_figure(tiny_experiment, monkeypatch, capsys):
     status, printed = run(monkeypatch, capsys, "ablate", "tiny", "--plan")
     assert status == 0
-    assert re.search(r"8 runs, 0 of them kept already; the others take about 0\.0 core-hours and 0\.0 MB", printed)
+    assert re.search(r"12 runs, 0 of them kept already; the others take about 0\.0 core-hours and 0\.0 MB", printed)
     status, printed = run(monkeypatch, capsys, "ablate", "all", "--jobs", 1, "--precision", "fp32")
     assert status == 0, printed
     assert "tiny.csv and" in printed
@@ -419,9 +419,9 @@ def test_ablate_plans_runs_and_writes_rows_and_a_figure(tiny_experiment, monkeyp
     assert re.search(r"norm; measured on [^;]*\n", run(monkeypatch, capsys, "ablate", "--list")[1])
     monkeypatch.setitem(experiments.EXPERIMENTS, "tiny", replace(experiments.find("tiny"), lrs=(0.2,)))
     told = run(monkeypatch, capsys, "ablate", "--list")[1]
-    assert "stale (lrs: was [0.1], is [0.2]): python cnn.py ablate tiny" in told, told
-    monkeypatch.setitem(experiments.EXPERIMENTS, "tiny", replace(experiments.find("tiny"), lrs=(0.1,)))
-    assert "8 runs, 8 of them kept" in run(monkeypatch, capsys, "ablate", "tiny", "--plan", "--precision", "fp32")[1]
+    assert "stale (lrs: was [1e-05, 0.1], is [0.2]): python cnn.py ablate tiny" in told, told
+    monkeypatch.setitem(experiments.EXPERIMENTS, "tiny", replace(experiments.find("tiny"), lrs=(1e-5, 0.1)))
+    assert "12 runs, 12 of them kept" in run(monkeypatch, capsys, "ablate", "tiny", "--plan", "--precision", "fp32")[1]
 
 
 def test_ablate_lists_the_experiments_and_the_cache_says_what_it_holds(tiny_experiment, monkeypatch, capsys):

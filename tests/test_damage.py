@@ -82,12 +82,12 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], r
         shutil.copy(SHIPPED / path.name, path)
     for path in paths[::2]:  # without what `make train` has appended here to the log of the test images
         path.write_bytes(path.read_bytes()[: files.read_record(path.with_suffix(".json")).get("rows_bytes")])
-    another = {path: (SHIPPED / f"schedule_time{path.suffix}").read_bytes() for path in paths}
+    another = {path: (SHIPPED / f"schedule_32{path.suffix}").read_bytes() for path in paths}
     return Kind({path: (lambda stem=path.stem: read(stem)) for path in paths}, FROM_GIT, another)
 
 
 def experiments_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kind:
-    names = [name for name in experiments.EXPERIMENTS if name != "schedule_time"]
+    names = [name for name in experiments.EXPERIMENTS if name != "schedule_32"]
     return shipped(tmp_path, monkeypatch, names, lambda name: vars(experiments.load(name)))
 
 
@@ -460,7 +460,7 @@ def test_every_shipped_file_of_results_has_a_kind(tmp_path, monkeypatch):
         folder.mkdir()
         known |= {path.name for path in make(folder, monkeypatch).read}
     there = {path.name for path in SHIPPED.rglob("*") if path.is_file() and path.name[0] != "."}
-    assert there - known == {"schedule_time.csv", "schedule_time.json"}  # which stand for others above
+    assert there - known == {"schedule_32.csv", "schedule_32.json"}  # which stand for others above
 
 
 # -------------------------------------------------------------------------------------------- what is not lost by it

@@ -1141,6 +1141,13 @@ def test_each_input_normalization_gives_the_values_that_it_is_called_by(kind):
     assert torch.allclose(seen.double(), expected[kind], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [28, 224])
+def test_per_image_normalization_gives_unit_deviation_to_the_faintest_image(size):
+    images = torch.full((1, 1, size, size), 100, dtype=torch.uint8)
+    images[0, 0, 3, 4] = 101
+    assert data.normalize(images, data.input_stats(images, "per-image")).std().item() == pytest.approx(1, abs=0.01)
+
+
 def test_a_constant_image_becomes_zero_per_image():
     images = torch.full((2, 1, 8, 8), 200, dtype=torch.uint8)
     assert data.normalize(images, data.input_stats(images, "per-image")).abs().max() < 1e-3

@@ -471,6 +471,60 @@ def test_fifty_layers_know_of_each_field_that_it_does_not_help(change, capsys):
     assert capsys.readouterr().out.startswith("✘ That field does not help")
 
 
+def half_the_rate(model, optimizer, images, labels):
+    """The sum of two full gradients, at half the learning rate: weight decay is halved, too."""
+    optimizer.param_groups[0]["lr"] /= 2
+    exercises.in_halves(model, optimizer, images, labels, share=1.0)
+    optimizer.param_groups[0]["lr"] *= 2
+
+
+def two_steps_from_one_place(model, optimizer, images, labels):
+    """Both halves' gradients at the old weights, applied one after the other: with momentum that is no single step."""
+    gradients = []
+    for x, y in zip(images.chunk(2), labels.chunk(2), strict=True):
+        loss = 0.5 * F.cross_entropy(model(x), y)
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for half in gradients:
+        for weight, gradient in zip(model.parameters(), half, strict=True):
+            weight.grad = gradient
+        optimizer.step()
+
+
+@pytest.mark.parametrize("step", [half_the_rate, two_steps_from_one_place])
+def test_halves_exercise_refuses_what_only_plain_gradient_descent_forgives(step):
+    assert exercises.check("00.halves", step) is False
+
+
+def counted_steps(curvatures, lr):
+    """The steps, counted one by one; with rounding, a distance may end a hair above 1 %."""
+    if max(abs(1 - lr * curvature) for curvature in curvatures) >= 1:
+        return math.inf
+    distances, steps = [1.0] * len(curvatures), 0
+    while max(abs(distance) for distance in distances) > 0.01:
+        distances = [d * (1 - lr * curvature) for d, curvature in zip(distances, curvatures, strict=True)]
+        steps += 1
+    return steps
+
+
+def test_steps_exercise_takes_a_loop_that_knows_when_it_never_ends():
+    assert exercises.check("01.steps", counted_steps) is True
+
+
+def test_fold_exercise_wants_a_new_convolution(capsys):
+    def in_place(conv, norm):
+        conv.load_state_dict(exercises.fold(conv, norm).state_dict(), strict=False)
+        return conv
+
+    def emptied(conv, norm):
+        folded = exercises.fold(conv, norm)
+        torch.nn.init.zeros_(conv.weight)
+        return folded
+
+    for function in (in_place, emptied):
+        assert exercises.check("03.fold", function) is False
+        assert "the convolution that you were given has changed" in capsys.readouterr().out
+
+
 def new_convolution(conv, norm, sides=None):
     """A folded convolution that is made anew, and so draws random weights first; kernel and padding may be fixed."""
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()

@@ -189,3 +189,9 @@ def test_a_run_of_another_plan_has_a_name_of_its_own(few, monkeypatch):
     rows = full_training.measure(few, "wide", [0], progress=False)
     assert set(rows["run"]) == {"fashion-mnist, wide"}
     assert not full_training.folder().exists()
+
+
+def test_the_table_leaves_out_the_records_with_an_idea_less_and_nothing_else():
+    runs = ["cifar10, record", "cifar10, record, images ab12cd", "my record, SGD set", "cifar10, record, SGD"]
+    runs += ["cifar10, record, SGD, images ab12cd"]
+    assert full_training.whole(pd.DataFrame({"run": runs}))["run"].tolist() == runs[:3]

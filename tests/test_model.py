@@ -362,3 +362,13 @@ def test_config_refuses_pooling_everywhere_where_nothing_is_pooled(field, value)
 def test_forward_refuses_images_it_cannot_take(shape, words):
     with pytest.raises(ValueError, match=words):
         CNN()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("config", "size"), [({"width": 8, "growth": "constant"}, 16), ({"width": 1}, 8)])
+def test_group_norm_of_single_numbers_is_refused(config, size, training):
+    """It would turn all into zero, and the network's answer into one and the same for all images."""
+    model = CNN(CNNConfig(norm="group", **config)).train(training)
+    with pytest.raises(ValueError, match=r"leave one value a channel in layer \d, .* too little for group norm"):
+        model(torch.randn(4, 1, size, size))
+    assert model(torch.randn(4, 1, 32, 32)).std(0).min() > 0

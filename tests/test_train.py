@@ -276,10 +276,27 @@ def test_too_high_a_learning_rate_is_reported_not_trained_on(tiny):
         fit(tiny, Recipe(epochs=3, batch_size=64, lr=1e6), replace(SMALL, norm="none"))
 
 
-@pytest.mark.parametrize("most", range(1, 9))
-def test_parts_of_a_batch_are_counted_as_pytorch_cuts_it(most):
-    for images in range(1, 40):
-        assert train.parts_of(images, most) == len(torch.arange(images).chunk(most))
+def test_a_last_step_that_ruins_the_network_is_reported_and_not_kept(tiny, tmp_path):
+    """No training loss is behind it."""
+    recipe = Recipe(epochs=1, batch_size=64, lr=1e6, schedule="constant", crop_padding=0, flip=False)
+    with pytest.raises(train.Diverged, match="the validation loss is nan after step 1: training stopped"):
+        fit(replace(tiny, train=tiny.train[:64]), recipe, replace(SMALL, norm="none"), out=tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_without_validation_images_the_weights_tell():
+    model = CNN(SMALL)
+    train.check_finite(model, {}, 3)
+    with torch.no_grad():
+        model.head.weight[0, 0] = math.inf
+    with pytest.raises(train.Diverged, match="a weight is not finite after step 3"):
+        train.check_finite(model, {}, 3)
+
+
+def test_parts_of_a_shared_batch_are_alike_or_refused(tiny, monkeypatch):
+    monkeypatch.setattr(train.parallel, "size", lambda: 2)
+    with pytest.raises(ValueError, match=r"batch_size=20: expected a multiple of 8, the processes \(2\) × accumulate"):
+        fit(tiny, Recipe(epochs=1, batch_size=20, accumulate=4))
 
 
 def test_meter_finds_the_step_on_a_device_that_is_not_asked_every_step():

@@ -142,7 +142,8 @@ def run(
     with it: because something else is to stay equal (the FLOPs, by the width), or because two fields are one decision.
     `lr` is one learning rate, several (a sweep), or either for each variant by name; without it the recipe's. On CPUs
     `jobs` processes (None: one a core) of one thread share the work, on a GPU one. Finished runs are kept in
-    cache_dir()/runs and not trained again, unless `refresh`. The frame's `attrs` say what the numbers were measured on.
+    cache_dir()/runs and not trained again, unless `refresh`. The frame's `attrs` say what the numbers were measured on;
+    of the machine, which does not decide them, only this one is known, not those that trained what was kept, or helped.
     The rows stay in cache_dir()/sweeps, too, until a sweep of the same name: `compare` shows them beside the course's.
     Raises ValueError for a field, value, seed or learning rate that is refused, parallel.WorkerLost when a process is
     killed.
@@ -155,7 +156,15 @@ def run(
         raise ValueError(f"jobs={jobs!r}: expected how many processes, 1 or more, or None: one a core")
     options = {"source": source, "grid": grid, "along": along, "device": device, "precision": precision}
     trials = plan(base, vary, recipe, seeds, lr=lr, **options)
-    results = execute(list(trials.values()), jobs, refresh, progress and f"{experiment}: runs")
+    frame = tidy(experiment, trials, execute(list(trials.values()), jobs, refresh, progress and f"{experiment}: runs"))
+    leave(experiment, frame, trials)
+    return frame
+
+
+def tidy(
+    experiment: str, trials: Mapping[tuple[str, float, int], Trial], results: Mapping[Trial, list[list[Any]]]
+) -> pd.DataFrame:
+    """Return the rows of a `plan`'s runs as `run` does: COLUMNS, sorted, and in `attrs` what they were measured on."""
     rows = [[experiment, *labels, *row] for labels, trial in trials.items() for row in results[trial]]
     frame = pd.DataFrame(rows, columns=COLUMNS)
     order = {name: place for place, name in enumerate(dict.fromkeys(variant for variant, _, _ in trials))}
@@ -163,7 +172,6 @@ def run(
     frame = frame.assign(place=places).sort_values(["place", "lr", "seed", "step"], kind="stable")
     frame = frame.drop(columns="place").reset_index(drop=True)
     frame.attrs = environment(next(iter(trials.values())))
-    leave(experiment, frame, trials)
     return frame
 
 
@@ -466,7 +474,7 @@ def facet(runs: pd.DataFrame, value: str) -> pd.DataFrame:
 
 
 def environment(trial: Trial) -> dict[str, Any]:
-    """Return what the numbers were measured on: machine, code, data, and the size of the validation split."""
+    """Return what numbers are measured on: machine (this one), code, data, and the size of the validation split."""
     images = load(trial.source)
     machine = devices.describe(trial.device, trial.precision) | {"threads": "1 a run"}
     about = {"data": images.name, "checksum": images.checksum, "images": len(images.train)}
@@ -478,7 +486,7 @@ def environment(trial: Trial) -> dict[str, Any]:
 def code_version() -> str:
     """Return the SHA-256 of what a run's code does: of this module and all of `utils` that it imports, and of PyTorch.
 
-    Comments, docstrings and layout do not count.
+    Comments, docstrings and layout do not count. (Python's own version may: `ast.dump` is not the same in all of them.)
     """
     here, parsed, waiting = Path(__file__).parent, {}, [Path(__file__).stem]
     while waiting:

@@ -516,23 +516,28 @@ def normalize(images: Tensor, stats: ChannelStats, dtype: torch.dtype = torch.fl
 
     A channel that never changes (std 0) becomes 0 everywhere, and so does a constant image `per_image`.
     """
-    scale, shift = (x.view(-1, 1, 1).to(images.device) for x in _scale_and_shift(stats, images.dtype))
+    scale, shift = (x.view(-1, 1, 1).to(images.device) for x in scale_and_shift(stats, images.dtype))
     values = images.float() * scale + shift
     return (standardize(values) if stats.per_image else values).to(dtype)
 
 
 def standardize(images: Tensor) -> Tensor:
-    """Float images, B first, each brought to mean 0 and standard deviation 1 by its own; constant ones to 0."""
+    """Float images, B first, each brought to mean 0 and standard deviation 1 by its own; constant ones to 0.
+
+    So do those that all but are: a standard deviation below 1e-6 is taken for rounding (one pixel in a million that is
+    one step of 255 off gives more).
+    """
     axes = tuple(range(1, images.ndim))
     std, mean = torch.std_mean(images, axes, correction=0, keepdim=True)
-    return (images - mean) / std.clamp(min=1e-4)  # one pixel of many that is one step of 255 off gives more
+    return (images - mean) / std.clamp(min=1e-6)
 
 
-def _scale_and_shift(stats: ChannelStats, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def scale_and_shift(stats: ChannelStats, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """By what each channel of images of `dtype` is multiplied to normalize it, and what is added then: float32 C, C."""
     mean, std = torch.tensor([stats.mean, stats.std], dtype=torch.float64)
     std = torch.where(std > 0, std, 1.0)
     unit = 255 if dtype == torch.uint8 else 1
-    return (1 / (unit * std)).float(), (-mean / std).float()  # C each
+    return (1 / (unit * std)).float(), (-mean / std).float()
 
 
 class Batches:
@@ -602,7 +607,7 @@ class Batches:
         # Stored and augmented as N×H×W×C, so that permuted to N×C×H×W they are in channels-last format without a copy.
         self.images = _reflect(_to_device(split.images, device).permute(0, 2, 3, 1), crop_padding).contiguous()
         # One scale for each of the W·C numbers of an image's row: they are scaled in one long run, not C at a time.
-        self.scale, self.shift = (x.repeat(width).to(device) for x in _scale_and_shift(stats, torch.uint8))
+        self.scale, self.shift = (x.repeat(width).to(device) for x in scale_and_shift(stats, torch.uint8))
 
     def __len__(self) -> int:
         n = len(self.labels)

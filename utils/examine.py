@@ -293,10 +293,8 @@ class FromPixels(nn.Module):
     def __init__(self, model: nn.Module, stats: ChannelStats) -> None:
         super().__init__()
         self.model, self.per_image = model, stats.per_image
-        std = [value if value > 0 else 1.0 for value in stats.std]
-        mean, std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (stats.mean, std))
-        self.register_buffer("scale", (1 / (255 * std)).float())
-        self.register_buffer("shift", (-mean / std).float())
+        for name, values in zip(("scale", "shift"), data.scale_and_shift(stats, torch.uint8), strict=True):
+            self.register_buffer(name, values.view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.float() * self.scale + self.shift

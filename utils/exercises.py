@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from utils import ablation, data, files, train, widgets
-from utils.model import CNN, CNNConfig
+from utils.model import CNN, Block, CNNConfig
 
 SOLVED = "solved-exercises.json"  # in the cache folder: the keys of exercises that were solved on this machine
 NEARLY = 0.1  # a tolerance: within it an answer is told that it is nearly right, where an exercise has words for that
@@ -242,6 +242,34 @@ def name_error(error: BaseException) -> str:
 # ------------------------------------------------------------------------------------------------ 00 Start here
 
 
+def through_block(
+    block: nn.Module,
+    x: Tensor,
+    *,
+    between: Callable[[Tensor], Tensor] = F.relu,
+    second_norm: bool = True,
+    of_branch: Callable[[Tensor], Tensor] = lambda f: f,
+    shortcut: Callable[[Tensor], Tensor] | None = None,
+    behind: Callable[[Tensor], Tensor] = F.relu,
+) -> Tensor:
+    """Return what a residual block makes of N×C×H×W activations; the options are what one can get wrong."""
+    f = block.conv2(between(block.norm1(block.conv1(x))))
+    f = of_branch(block.norm2(f) if second_norm else f)
+    return behind(f + (shortcut or block.shortcut)(x))
+
+
+def block_outputs(function: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+    """Return what `function` makes of 3×4×6×5 activations with the parts of two blocks, one of which halves them."""
+    outputs = []
+    for fan_out in (4, 8):
+        block = Block(CNNConfig(), 4, fan_out, halve=fan_out > 4).eval()
+        for norm in (part for part in block.modules() if isinstance(part, nn.BatchNorm2d)):
+            for values in (norm.weight, norm.bias, norm.running_mean):
+                nn.init.normal_(values)
+        outputs.append(function(block, torch.randn(3, 4, 6, 5)).flatten())
+    return torch.cat(outputs)
+
+
 def in_halves(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -293,7 +321,8 @@ def weights_after_steps(step: Callable[[nn.Module, torch.optim.Optimizer, Tensor
     model = nn.Linear(5, 3)
     model.register_forward_pre_hook(count)
     model.register_forward_hook(watch)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    # Momentum and weight decay tell one step from two, and half the gradient from half the learning rate.
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9, weight_decay=0.1)
     for _ in range(2):
         step(model, optimizer, torch.randn(8, 5), torch.randint(3, (8,)))
     return model.weight
@@ -322,6 +351,43 @@ LESSON_00 = {
                 "Weights of just any size would; initialization and normalization keep the logits near unit size.",
             ),
         ),
+    ),
+    "00.block": Exercise(
+        expects="a function f(block, x) that returns what the block makes of x",
+        right=through_block,
+        because="Convolution, norm, ReLU, convolution, norm; then the shortcut is added, and one more ReLU.",
+        mistakes=(
+            Mistake(
+                partial(through_block, shortcut=lambda x: 0.0),
+                "That is f alone: the shortcut is missing.",
+            ),
+            Mistake(
+                partial(through_block, behind=lambda y: y),
+                "The last ReLU is missing: y may not be negative.",
+            ),
+            Mistake(
+                partial(through_block, of_branch=F.relu, behind=lambda y: y),
+                "The last ReLU comes too early: it acts on f alone, so that a block could add, and never take away.",
+            ),
+            Mistake(
+                partial(through_block, of_branch=F.relu),
+                "There is a ReLU too many: f may be negative, only the sum may not.",
+            ),
+            Mistake(
+                partial(through_block, between=lambda f: f),
+                "Without a ReLU between them, two convolutions are one convolution with a larger kernel.",
+            ),
+            Mistake(
+                partial(through_block, second_norm=False),
+                "The second norm is missing: each convolution has its own.",
+            ),
+        ),
+        hints=(
+            "A norm stands behind each convolution, and of the two ReLUs one stands between the convolutions.",
+            "In the formula the outer relu acts on a sum. What are its two parts, and when are both there?",
+            "Where the block changes the shape, x itself does not fit: the part called shortcut takes x, and fits.",
+        ),
+        measure=block_outputs,
     ),
     "00.shape": Exercise(
         expects="a tuple (N, C, H, W) of whole numbers",
@@ -439,7 +505,7 @@ def steps_cases(function: Callable[[list[float], float], float]) -> list[tuple[f
     """Return what `function` says of narrow bowls, of rates that overshoot, never settle or diverge, and of one that
     lands at the bottom: a finite number and 0, or 0 and 1 for ∞."""
     cases = [([1.0, 4.0], 0.2), ([4.0, 1.0], 0.3), ([100.0, 3.0, 1.0], 0.012), ([4.0, 1.0], 0.48), ([4.0, 1.0], 0.52)]
-    cases += [([4.0, 1.0], 0.5), ([3.0, 100.0, 1.0, 2.0], 0.0195)]
+    cases += [([4.0, 1.0], 0.5), ([3.0, 100.0, 1.0, 2.0], 0.0195), ([5e-4, 1.0], 1.0)]  # the last: thousands of steps
     said = [function(list(curvatures), lr) for curvatures, lr in cases]
     try:
         said.append(function([2.0, 2.0], 0.5))
@@ -539,16 +605,17 @@ LESSON_01 = {
         (
             Option(
                 "much against both: networks need mean 0 and standard deviation 1",
-                "Against bytes, yes; pixels from 0 to 1 are near unit size already and lose a point or two.",
+                "Against bytes, yes; pixels from 0 to 1 are near unit size already, and hardly a point behind.",
             ),
             Option(
-                "a point or two against pixels from 0 to 1, far more against bytes",
+                "little against pixels from 0 to 1, and how much hangs on the rates; far more against bytes",
                 "What counts is that the input is near the size that the initial weights are made for.",
                 right=True,
             ),
             Option(
                 "they lose against pixels from 0 to 1, whose loss surface is the flattest",
-                "At the start it is, but that lets them stand no larger rates, and training soon leaves the start.",
+                "At the start it is, but that lets them stand no larger rates, and training soon leaves the start. "
+                "(Two tuning seeds can say so all the same: see below.)",
             ),
             Option(
                 "nothing against either: a network can undo any scale, given its own best rate",
@@ -586,6 +653,10 @@ LESSON_01 = {
                 "What never arrives takes math.inf steps, not −1.",
             ),
             Mistake(
+                lambda curvatures, lr: n if (n := steps_needed(curvatures, lr)) <= 1_000 else math.inf,
+                "A loop that gives up after so many steps takes slow for never: look at the factor instead.",
+            ),
+            Mistake(
                 partial(steps_needed, rounded=math.floor),
                 "Rounded down, the distance is still above 1 %: steps are whole, so round up.",
             ),
@@ -604,6 +675,7 @@ LESSON_01 = {
             "Solve factor ** n ≤ 0.01 for n with logarithms; mind the sign of the logarithm of a number below 1.",
         ),
         measure=steps_cases,
+        tolerance=1e-5,  # of thousands of steps: a whole one counts
     ),
 }
 
@@ -851,7 +923,8 @@ def folded_outputs(function: Callable[[nn.Conv2d, nn.BatchNorm2d], nn.Conv2d]) -
     """Return what folded convolutions make of 2×4×6×6 activations: one with a bias, one without, and a 1×1 shortcut.
 
     The shortcut has one output channel, so that scales on the wrong axis fit, and are found by what comes out. Raises
-    TypeError when `function` returns anything but one convolution, ValueError when that has another kernel or stride.
+    TypeError when `function` returns anything but one convolution, ValueError when that has another kernel or stride,
+    or is the one that was given.
     """
     outputs = []
     for channels, kernel, stride, bias in ((4, 3, 1, True), (4, 3, 2, False), (1, 1, 2, False)):
@@ -861,10 +934,13 @@ def folded_outputs(function: Callable[[nn.Conv2d, nn.BatchNorm2d], nn.Conv2d]) -
             nn.init.normal_(values)
         nn.init.uniform_(norm.running_var, 0.02, 0.5)
         x = torch.randn(2, 4, 6, 6)
+        given = copy.deepcopy(conv)
         with torch.random.fork_rng(devices=[]):  # a new nn.Conv2d draws weights
             folded = function(conv, norm)
         if not isinstance(folded, nn.Conv2d):
             raise TypeError(f"one nn.Conv2d should come back, not {type(folded).__name__}")
+        if folded is conv or not torch.equal(conv.weight, given.weight):
+            raise ValueError("the convolution that you were given has changed: leave it as it is, and return a new one")
         if folded.weight.shape != conv.weight.shape or folded(x).shape != conv(x).shape:
             raise ValueError(f"{conv} became {folded}: take over channels, kernel size, stride and padding")
         outputs.append(folded(x).flatten())
@@ -1120,8 +1196,8 @@ LESSON_04 = {
             ),
             Mistake(
                 {"lr": 0.01},
-                "Not the learning rate: where the gradient of one place says nothing about the next, no step is short "
-                "enough to be useful.",
+                "Not at this rate: after 50 steps not half of the images are right. Where the gradient soon points "
+                "elsewhere, only very short steps are safe, and 50 of those do not lead far.",
             ),
             Mistake(
                 {"clip": 1.0},

@@ -242,6 +242,14 @@ class Dropout(nn.Dropout):
         return x * random_bits(x).ge_(dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))
 
 
+def undone(model: nn.Module) -> nn.Module:
+    """Return `model` after its layers of this module became those of `torch.nn` that they are made of, in place."""
+    for module in model.modules():
+        if type(module).__module__ == __name__:
+            module.__class__ = type(module).__base__  # Conv2d → nn.Conv2d, with all it holds
+    return model
+
+
 def random_bits(x: Tensor) -> Tensor:
     """Return uniform int16 numbers of the shape, and where that is dense the memory order, of `x`."""
     count = x.numel()

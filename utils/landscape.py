@@ -22,9 +22,9 @@ def prepared(model: nn.Module, images: Tensor) -> nn.Module:
     """
     copy = deepcopy(model).to(images.device, images.dtype, memory_format=memory_format(images.device)).train()
     for module in copy.modules():
-        if isinstance(module, nn.Dropout | nn.Dropout2d):
+        if isinstance(module, nn.modules.dropout._DropoutNd):  # of any number of axes
             module.eval()
-    return copy
+    return copy.requires_grad_(True)  # a frozen weight is one of all, too
 
 
 def flat(parts: Sequence[Tensor]) -> Tensor:

@@ -9,8 +9,8 @@ from utils import bench, files, links
 BEGIN, END = "<!-- lessons: begin -->", "<!-- lessons: end -->"
 ABOUT = {  # three sentences each: what it asks, what you do, what you will see
     "00_start_here": (
-        "What is inside the network, and can you build it yourself in 60 lines? You write the residual block, the "
-        "network and the loop that trains it. Each is checked against the course's own."
+        "What is inside the network, and does it learn? It is built in 60 lines, each piece checked against the "
+        "course's own; what a block computes and a training step are yours to write. Then your machine is measured."
     ),
     "01_data_statistics": (
         "Which numbers normalize the input, and what for? You compute them over millions of pixels without losing "

@@ -248,8 +248,7 @@ class CNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.config.in_channels)
-        if self.training:
-            check_batch(images, self.config)
+        check_norm(images, self.config, self.training)
         x = self.stem(images)  # N×width×H/2×W/2
         for layer in self.layers:
             x = layer(x)
@@ -277,14 +276,20 @@ def check_images(images: Tensor, in_channels: int) -> None:
         )
 
 
-def check_batch(images: Tensor, config: CNNConfig) -> None:
-    """Raise ValueError where batch norm would have one number of each channel only, and so no variance."""
-    sides = [math.ceil(side / (2**NUM_LAYERS if config.halving else 2)) for side in images.shape[2:]]
-    if config.norm == "batch" and len(images) * math.prod(sides) == 1:
-        raise ValueError(
-            f"one image of {images.shape[2]}×{images.shape[3]} at a time is too little for batch norm: expected a "
-            "batch_size of at least 2 × accumulate × processes, or larger images (--size 32), or another norm"
-        )
+def check_norm(images: Tensor, config: CNNConfig, training: bool) -> None:
+    """Raise ValueError where a norm would see a single number at a time: less its mean, it is 0, whatever comes in."""
+    n, _, *sides = images.shape
+    for layer, channels in enumerate(config.channels, start=1):
+        halvings = layer if config.halving else 1
+        pixels = math.prod(math.ceil(side / 2**halvings) for side in sides)
+        together = {"batch": n * pixels if training else 2, "layer": channels * pixels, "none": 2}
+        if together.get(config.norm, channels * pixels // math.gcd(8, channels)) == 1:
+            one = "one image at a time is" if config.norm == "batch" else f"{channels} channels are"
+            raise ValueError(
+                f"images of {sides[0]}×{sides[1]} leave one value a channel in layer {layer}, and {one} too little for "
+                f"{config.norm} norm: expected larger images (--size 32), another norm, or "
+                + ("a batch_size of at least 2 × accumulate × processes" if config.norm == "batch" else "more --width")
+            )
 
 
 def initialize(model: nn.Module, init: str | float, activation: str = "relu", seed: int = 0) -> None:

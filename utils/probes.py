@@ -41,7 +41,9 @@ class Probes:
     - `update_ratio`: ‖w_after − w_before‖ / ‖w_before‖ of that optimizer step; about 1e-3 is a guide (Karpathy 2022,
       "Building makemore part 3", "update:data ratio").
 
-    The optimizer step of a training step is the first one after it (gradients may be summed over several). The loss
+    The optimizer step of a training step is the first one after it. (With `Recipe.accumulate` each part of a batch is a
+    training step: its activation gradient is that of its share of the loss, and of the parts only the last recorded one
+    before the optimizer step has the metrics of weights.) The loss
     scale is read from the optimizer, where `torch.amp.GradScaler` leaves it for fused ones; when it was taken off
     earlier (for clipping) there is no `activation_gradient`, and optimizers that are not fused give it with the scale.
 

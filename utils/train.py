@@ -27,6 +27,12 @@ LARGEST = 10**6  # of a number in a recipe: a larger one is a slip, and its prod
 DIVERGED = "diverged"  # metric of a run among many: 1 if its loss became NaN or infinite, else 0
 
 
+DIVERGED_REMEDY = (
+    "training stopped, the last checkpoint (if any) is kept. Expected a finite loss; lower the peak learning rate "
+    "(--lr) or clip gradients (--clip 1)"
+)
+
+
 class Diverged(RuntimeError):
     """The loss became NaN or infinite; the message says at which step, and what to do."""
 
@@ -144,6 +150,11 @@ def fit(
     torch.manual_seed(recipe.seed + parallel.rank())  # each process drops other units of its images
     stats = input_stats(data.train.images, recipe.input_norm)
     batches = training_batches(data, stats, recipe, where, precision)
+    if recipe.batch_size % (alike := parallel.size() * recipe.accumulate):
+        raise ValueError(
+            f"batch_size={recipe.batch_size}: expected a multiple of {alike}, the processes ({parallel.size()}) × "
+            f"accumulate ({recipe.accumulate}), so that all parts of a batch are alike"
+        )
     dtype = devices.weight_dtype(precision)
     model.to(where, dtype, memory_format=devices.memory_format(where))
     parallel.synchronize_batch_norm(model)
@@ -176,7 +187,7 @@ def fit(
     rows, begin = done["rows"], time.perf_counter() - done["seconds"]
 
     progress = progress and first
-    steps, parts = len(batches), parts_of(recipe.batch_size // parallel.size(), recipe.accumulate)
+    steps, parts = len(batches), recipe.accumulate
     bar = tqdm(total=recipe.epochs * steps, initial=done["epoch"] * steps, disable=not progress, unit="step")
     with bar, devices.freed_memory_kept():
         for epoch in range(done["epoch"] + 1, recipe.epochs + 1):
@@ -205,6 +216,7 @@ def fit(
             validated = {}  # without validation images
             if len(data.validation):
                 validated = evaluate(best, data.validation, stats, device=device, precision=precision, shared=True)
+            check_finite(best, validated, epoch * steps)
             shown = f", validation {validated['accuracy']:.2%}" if validated else ""
             bar.set_postfix_str(f"epoch {epoch}: {in_words(trained)}{shown}")
 
@@ -224,9 +236,16 @@ def fit(
     return History(rows, columns=History.COLUMNS)
 
 
-def parts_of(images: int, most: int) -> int:
-    """Return into how many parts `Tensor.chunk(most)` cuts so many images: 10 into 5 of at most 6 (2 each)."""
-    return math.ceil(images / math.ceil(images / most))
+def check_finite(model: nn.Module, validated: Mapping[str, float], step: int) -> None:
+    """Raise Diverged where the newest step has ruined `model`: no training loss has shown that yet.
+
+    That is when its loss on the validation images is not finite, or, without those, a weight.
+    """
+    loss = validated.get("loss", 0.0)
+    if not math.isfinite(loss):
+        raise Diverged(f"the validation loss is {loss} after step {step}: {DIVERGED_REMEDY}")
+    if not validated and not all(weight.isfinite().all() for weight in model.parameters()):
+        raise Diverged(f"a weight is not finite after step {step}: {DIVERGED_REMEDY}")
 
 
 def compile_network(network: nn.Module, where: torch.device, compiled: bool, cuda_graphs: bool) -> nn.Module:
@@ -286,10 +305,7 @@ class Meter:
         losses = self.losses[: self.updates].tolist()
         bad = next(update for update, loss in enumerate(losses) if not math.isfinite(loss))
         step = self.first_step + bad // self.parts + 1
-        raise Diverged(
-            f"the loss became {losses[bad]} at step {step}: training stopped, the last checkpoint (if any) is kept. "
-            "Expected a finite loss; lower the peak learning rate (--lr) or clip gradients (--clip 1)"
-        )
+        raise Diverged(f"the loss became {losses[bad]} at step {step}: {DIVERGED_REMEDY}")
 
 
 def evaluate(

@@ -21,15 +21,16 @@
 # **What is inside a convolutional network, and which part makes it work?** This course takes one small network apart,
 # decision by decision: predict what a part does, take it out, measure what changes.
 #
-# In this first lesson you build the whole thing: one residual block, the network, and the loop that trains it. You
-# check each piece against the course's own code, train it on real images, and measure your machine. You need Python and
-# a first acquaintance with PyTorch (tensors, `nn.Module`); words and symbols are explained in the
-# [glossary](../GLOSSARY.md).
+# In this first lesson the whole thing is built in plain sight: one residual block, the network, and the loop that
+# trains it. What a block computes is yours to write, and a training step is. Each piece is checked against the course's
+# own code; then you train it on real images, and measure your machine. You need Python and a first acquaintance with
+# PyTorch (tensors, `nn.Module`); words and symbols are explained in the [glossary](../GLOSSARY.md).
 #
-# **After this lesson you can** write a residual block, a small network and a training loop, and check each against the
-# course's; tell from the first loss whether something is wrong; say what your machine can train, and in which time.
+# **After this lesson you can** write a residual block and a training step, and read the network and the loop around
+# them; tell from the first loss whether something is wrong; say what your machine can train, and in which time.
 #
-# Reading takes about 20 minutes, running about one; leave an hour for writing the network yourself.
+# Reading takes about 20 minutes, running about one. To write all of it yourself, empty the cells of `Block`, `Net` and
+# `training` and fill them from the text (about an hour): the checks below each say whether you are there.
 #
 # Run the cells from top to bottom (Shift+Enter, or *Run → Run All Cells*). An exercise that you leave open stops
 # nothing. The first cell is the same in every lesson: it finds the course's code. There is no need to read it.
@@ -199,11 +200,34 @@ class Block(nn.Module):
         if stride > 1 or c_in != c_out:
             self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
 
-    def forward(self, x: Tensor) -> Tensor:  # N×c_in×H×W
-        out = F.relu(self.norm1(self.conv1(x)))
-        out = self.norm2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))  # N×c_out×H/stride×W/stride
 
+# %% [markdown]
+# ### Your turn: the way through the block
+#
+# The parts are there, the way through them is not. Write a function that takes a block and what comes in, and returns
+# $y$. Put it in place of the first line. For a hint, remove the `#` in the last line; each run gives the next one.
+
+# %%
+forward = ...  # def forward(block, x): … return y
+solved = exercises.check("00.block", forward)
+# exercises.hint("00.block")
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+# Solution: click the dots to unfold it
+def solution(block: Block, x: Tensor) -> Tensor:  # N×c_in×H×W
+    f = F.relu(block.norm1(block.conv1(x)))
+    f = block.norm2(block.conv2(f))
+    return F.relu(f + block.shortcut(x))  # N×c_out×H/stride×W/stride
+
+
+assert exercises.check("00.block", solution, quiet=True)
+
+# %% [markdown]
+# From here on the block takes the way that you wrote (and the course's, as long as yours is not right):
+
+# %%
+Block.forward = forward if solved else exercises.through_block
 
 # %% [markdown]
 # Does the shortcut do what the formula says? With $f = 0$ the block must return $\mathrm{relu}(x)$. Setting the scale
@@ -253,16 +277,20 @@ class Net(nn.Module):
 
 # %% [markdown]
 # **Check it.** The course's network has the same names inside, so its weights fit into yours. Same weights in, same
-# logits out, or one of the two networks is wrong. (From here to the machine's measurement PyTorch uses one thread:
-# several threads gain little on so small a network, and wait for each other when other programs are running.)
+# logits out, or one of the two networks is wrong. (In double precision, where rounding is too small to be mistaken for
+# an error. And from here to the machine's measurement PyTorch uses one thread: several threads gain little on so small
+# a network, and wait for each other when other programs are running.)
 
 # %%
+from copy import deepcopy
+
 torch.set_num_threads(1)
 twin = Net()
 twin.load_state_dict(reference.state_dict())
-difference = (twin(pixels[:256]) - reference(pixels[:256])).abs().max().item()
+ours, courses = (deepcopy(network).double()(pixels[:256].double()) for network in (twin, reference))
+difference = (ours - courses).abs().max().item()
 print(f"largest difference of the logits of 256 images: {difference:.1g}")
-assert difference < 1e-6
+assert difference < 1e-9
 
 # %% [markdown]
 # So the table that the course prints is also the table of your network. Most of the weights stand in layer 4, most of
@@ -319,8 +347,6 @@ def training(model: nn.Module, images: Tensor, labels: Tensor, epochs: int = 1, 
 # each class:
 
 # %%
-from copy import deepcopy
-
 from utils import train
 
 small = fashion.take(20 * 64)
@@ -457,10 +483,9 @@ plots.save(fig, "00_predictions", "Twelve images with the network's answer and i
 # %% [markdown]
 # ## From here on we import it
 #
-# You have written the course's engine. From the next lesson on it comes from `utils`, which adds what a bare loop
-# leaves out:
+# That is the course's engine. From the next lesson on it comes from `utils`, which adds what a bare loop leaves out:
 #
-# | you wrote | the course has | which adds |
+# | here | the course has | which adds |
 # |---|---|---|
 # | `Block`, `Net` | `model.CNN(CNNConfig(…))` | every decision as one field: depth, normalization, initialization, … |
 # | `pixels[rows]` | `data.Batches` | random crops and flips, the right number format, any device |
@@ -525,7 +550,7 @@ Markdown("\n".join(["| lesson | seconds, at most |", "|---|---|", *rows]))
 # Ten **colour** images, each **96 pixels high and 80 wide**, enter the network (width 16, with three channels at its
 # entrance). Which shape leaves **layer 3**? Work it out on paper first.
 #
-# Put your answer in place of the dots. For a hint, remove the `#` in the last line; each run gives the next one.
+# Put your answer in place of the dots.
 
 # %%
 answer = ...  # (N, C, H, W)
