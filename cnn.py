@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
     sys.exit(f"{sys.executable} lacks {error.name}: {remedy}; or pip install -r requirements.txt -c constraints.txt")
 
 from utils import checkpoint, data, device, files, folders, parallel, tables, train
-from utils.model import CNN, CNNConfig, check_batch, check_images
+from utils.model import CNN, CNNConfig, check_images, check_norm
 
 app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -184,7 +184,7 @@ def prepare(settings: dict[str, Any]) -> tuple[CNN, data.ImageData, train.Recipe
     model = CNN(CNNConfig(in_channels=images.in_channels, num_classes=images.num_classes, **network))
     first = images.train.images[: recipe.batch_size // recipe.accumulate // parallel.size()]
     check_images(first, images.in_channels)  # before anything is written, not at the first step
-    check_batch(first, model.config)
+    check_norm(first, model.config, training=True)
     options = {"device": str(where), "precision": precision}
     options |= {name: settings[name] for name in OPTIONS if name in settings and name not in options}
     return model, images, recipe, options

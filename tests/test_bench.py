@@ -148,6 +148,7 @@ def test_every_measurement_computes_its_ratios_and_keeps_its_rows(pretended, cap
     assert set(kept["measurement"]) == set(bench.MEASUREMENTS)
 
 
+@pytest.mark.thorough
 def test_loop_is_really_measured(monkeypatch):
     """One batch and one round, each loop in its own process: nobody should believe the figures, but they are there."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of those processes: on busy cores two threads wait for each other

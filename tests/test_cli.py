@@ -459,7 +459,7 @@ def test_ctrl_c_ends_a_sweep_with_one_sentence(tmp_path):
     env = os.environ | {f"CNN_{kind}_DIR": str(tmp_path) for kind in ("CACHE", "RESULTS", "FIGURES")}
     code = (
         "import signal, sys, cnn; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "sys.argv = ['cnn.py', 'ablate', 'batchnorm', '--jobs', '1']; cnn.main()"
+        "sys.argv = ['cnn.py', 'ablate', 'schedule', '--jobs', '1']; cnn.main()"
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=files.ROOT, env=env, **pipes)

@@ -31,7 +31,7 @@ def test_products_are_the_convolution(fan_in, fan_out, kernel, stride, size, pro
     apply = lambda x, weight: product.apply(x, weight, stride, kernel // 2)  # noqa: E731
     small = (x[:1].detach().requires_grad_(), weight)
     assert torch.autograd.gradcheck(apply, small)
-    assert torch.autograd.gradgradcheck(apply, small)
+    assert torch.autograd.gradgradcheck(apply, small, fast_mode=True)  # along random directions
 
 
 PRECISIONS = {torch.bfloat16: 2**-6, torch.float32: 1e-5}  # and what their rounding may make of a result

@@ -194,7 +194,7 @@ RULES = (
 )
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.thorough)])
 def test_page_can_be_read_by_everybody(opened, scheme):
     """By the rules of axe, which Lighthouse applies too."""
     from axe_playwright_python.sync_playwright import Axe

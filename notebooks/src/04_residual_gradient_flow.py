@@ -391,6 +391,21 @@ choices |= {"network": {kind: kind for kind in KINDS}, "norm": {norm: norm for n
 choices |= {"weights": {init: init for init in INITS}}
 plots.explore_several(flow, choices, {"layers": "58", "network": "plain", "norm": "batch norm", "weights": "He"})
 
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution"]
+# Solution: click the dots to unfold it
+SMALLEST = 2.0**-149  # the smallest number above 0 in single precision
+for init in INITS:
+    least = {n: part(kind="plain", norm="no norm", init=init, layers=n).min().min() for n in DEPTHS}
+    lost = [str(layers) for layers, norm in least.items() if norm < SMALLEST]
+    print(f"plain, no norm, {init}: single precision would lose it at {' and '.join(lost) or 'none'} of these depths")
+for kind, norm in (("residual", "no norm"), ("plain", "batch norm")):
+    weights = part("weight_gradient", kind=kind, norm=norm, init="He", layers=58).drop(index=58)
+    ratio = np.exp(np.log(weights.iloc[0] / weights.iloc[-1]).mean())
+    print(f"{kind}, {norm}, He, 58 layers: the first layer's weight gradient is {ratio:.2g} times the last one's")
+for norm in NORMS:
+    he, default = (arriving(part(kind="plain", norm=norm, init=init, layers=58)).iloc[0] for init in INITS)
+    print(f"plain, {norm}, 58 layers: with He's weights {he / default:.2g} times as much arrives as with the default's")
+
 # %% [markdown]
 # ## Why it vanishes, why it explodes
 #
@@ -556,7 +571,12 @@ NAMES = {"batch norm": "residual", "no norm": "residual_no_norm"}
 results = {norm: experiments.measure(n) if RECOMPUTE else experiments.load(n) for norm, n in NAMES.items()}
 best_lr = {norm: each.about["best_lr"] for norm, each in results.items()}
 finals = {norm: 100 * evidence.finals(each.runs, "train accuracy") for norm, each in results.items()}
-print("best learning rates:", pd.DataFrame(best_lr).map("{:g}".format).to_string(), sep="\n")
+rates = pd.DataFrame(best_lr).map("{:g}".format)
+for norm, table in finals.items():
+    lowest, *_, highest = sorted(results[norm].sweep["lr"].unique())
+    guessing = table.columns[table.mean() < 10.5]
+    rates.loc[guessing, norm] = f"none ({lowest:g} to {highest:g} tried)"
+print("best learning rates, and none where at each the network only guesses:", rates.to_string(), sep="\n")
 
 # %%
 fig, axes = plt.subplots(2, 4, figsize=(7.6, 5.0), sharex=True, sharey=True)
@@ -723,7 +743,8 @@ for kind, residual in (("residual", True), ("plain", False)):
 # %% [markdown]
 # What did the probes see? Three numbers for each layer, at the first step (thin) and after 20 steps (thick). A unit is
 # *dead* when its ReLU is 0 for the whole batch, at every place. The *update ratio* is the length of a step divided by
-# that of the weights; about 1 in 1,000 is a rule of thumb for a step that is neither idle nor wild.
+# that of the weights; about 1 in 1,000 is a rule of thumb for a step that is neither idle nor wild ([Karpathy
+# 2022](https://www.youtube.com/watch?v=P6sfmUTpUmc)).
 
 # %%
 metrics = {"activation_gradient": "activation gradient", "dead": "dead units (%)", "update_ratio": "update ratio"}
@@ -936,7 +957,7 @@ for ax, title in zip(axes, ("how many paths", "gradient of one", "squares, toget
 labelled = {"color": plots.color("residual"), "fontweight": "bold"}
 axes[2].text(11, 0.75 * carried["1/n, trained"][1].max(), "branches\nat 1/n", **labelled)
 axes[2].text(29, 0.6 * carried["textbook, at the start"][1].max(), "textbook", **labelled | {"color": plots.SKY})
-fig.suptitle("one network each, n = 12 paths a length; dashed: before training", fontsize=11)
+fig.suptitle("one network each, n = 12 paths a length; dashed: before training, solid: after 25 steps", fontsize=11)
 plots.save(
     fig,
     "04_paths",
@@ -966,10 +987,10 @@ assert spans["textbook, at the start"][1] < 25
 # (These ranges are rather narrow: of paths of one length a few have by far the largest squares, and twelve may miss
 # them all.)
 #
-# The long paths are many. In the course's network they carry next to nothing: it learns along paths that are no longer
-# than a shallow network, and its gradient does not so much *get through* all layers as *go past* most of them. That is
-# partly the start at $1/n$, which makes the branches small. In the textbook network, before training, the paths that
-# count are only somewhat shorter than most are.
+# The long paths are many. In the course's network they carry next to nothing: it begins to learn along paths that are no
+# longer than a shallow network, and its gradient does not so much *get through* all layers as *go past* most of them.
+# That is mostly the start at $1/n$, which makes the branches small; in 25 steps little has changed, and a long training
+# was not measured. In the textbook network, before training, the paths that count are only somewhat shorter than most.
 #
 # If that is so, a block more or less should not matter. What do you say?
 
@@ -1291,9 +1312,10 @@ wrong about the reason, as soon as there is batch norm.
   one, n = 3). And around its trained weights the loss rises at once: at a quarter of their length
   {lost["plain", 58].mean():.0f} % of what it had learned is gone; {lost["residual", 58].mean():.0f} % in the residual
   one (n = 3).
-- **How the course's residual network does it:** by short paths: half of its gradient's square comes through at most
-  {middle} of 50 branches. That is partly the start at 1/n: at the textbook's it is {textbook}
-  (bootstrap {spans["textbook, at the start"][0]:.0f} to {spans["textbook, at the start"][1]:.0f}), before training.
+- **How the course's residual network does it:** by short paths: after 25 steps, half of its gradient's square
+  comes through at most {middle} of 50 branches, and before them through at most {half["1/n, at the start"]}. That is
+  mostly the start at 1/n: at the textbook's it is {textbook} (bootstrap {spans["textbook, at the start"][0]:.0f} to
+  {spans["textbook, at the start"][1]:.0f}). Whether it stays so in a long training was not measured.
 """)
 
 # %% [markdown]
@@ -1315,6 +1337,8 @@ wrong about the reason, as soon as there is batch norm.
 # initialization](https://arxiv.org/abs/1901.09321). He, Zhang, Ren & Sun 2016, [Identity mappings in deep residual
 # networks](https://arxiv.org/abs/1603.05027). Veit, Wilber & Belongie 2016, [Residual networks behave like
 # ensembles of relatively shallow networks](https://arxiv.org/abs/1605.06431). Balduzzi et al. 2017, [The shattered
-# gradients problem](https://arxiv.org/abs/1702.08591). H. Li et al. 2018, [Visualizing the loss landscape of neural
+# gradients problem](https://arxiv.org/abs/1702.08591). Xiao et al. 2018, [Dynamical isometry and a mean field theory of
+# CNNs](https://arxiv.org/abs/1806.05393). Du, Hu & Lee 2018,
+# [Algorithmic regularization in learning deep homogeneous models](https://arxiv.org/abs/1806.00900). H. Li et al. 2018, [Visualizing the loss landscape of neural
 # nets](https://arxiv.org/abs/1712.09913). Karpathy 2022, [Building makemore, part
 # 3](https://www.youtube.com/watch?v=P6sfmUTpUmc).
