@@ -709,7 +709,7 @@ for place, kind in enumerate(kinds):
     for half, marker in ("no norm", "o"), ("batch norm", "s"):
         values = top[kind, half]
         ax.plot(values, [place] * len(values), marker, color=plots.color(kind), ms=8, alpha=0.8)
-ax.text(top["data set", "batch norm"][0], -0.55, "batch norm: one seed", ha="center")
+ax.text(2.2, -0.55, "batch norm: one seed")
 ax.text(np.mean(top["data set", "no norm"]), -0.55, "no norm: three seeds", ha="center")
 ax.set(xscale="log", xlim=(2, 5e5), yticks=range(len(kinds)), yticklabels=list(kinds), ylim=(4.5, -1.1))
 ax.set_xlabel(f"λ_max, the largest eigenvalue of the Hessian (logarithmic), n = {len(batch)} images")
@@ -812,7 +812,8 @@ def steepness_after(times, steps=4):
 
 
 landed = {times: steepness_after(times) for times in (3, 12)}
-print(f"λ_max at the start {value:.0f}, after four steps " + ", ".join(f"{v:.0f} at {t} ×" for t, v in landed.items()))
+print(f"λ_max at the start {value.item():.0f}; after four steps", end=" ")
+print(", ".join(f"{steep:.0f} at {times} × 2 / λ" for times, steep in landed.items()))
 assert max(landed.values()) < value / 4
 
 # %% [markdown]

@@ -94,7 +94,7 @@ stats = data.channel_stats(few.train.images)
 sight, truth = data.normalize(few.validation.images, stats), few.validation.labels  # float32 1000×1×28×28; 1000
 rate = 0.3
 torch.manual_seed(0)
-net = CNN(CNNConfig(width=16, dropout=rate, dropout_where="everywhere"))
+net = CNN(CNNConfig(width=8, dropout=rate, dropout_where="everywhere"))
 recipe = train.Recipe(epochs=5, batch_size=64, lr=0.3, crop_padding=0, flip=False)
 history = train.fit(net, few, recipe, device="cpu", precision="fp32", progress=False)
 print(f"{history.last('validation', 'accuracy'):.0%} of {len(truth):,} validation images right")
@@ -137,7 +137,7 @@ for ax, (where, mask) in zip(axes, masks.items(), strict=True):
     ax.set(xticks=[], yticks=[])
     ax.set_title(names[where], color=plots.color(where), fontweight="bold")
     ax.spines[:].set_visible(False)
-plots.save(fig, "05_masks", "Maps of one image: as they are; values dropped, the shape still shows; one whole map gone")
+plots.save(fig, "05_masks", "Maps of one image: as they are; values dropped, the shape still shows; two whole maps gone")
 assert abs(by_value.float().mean() - rate) < 0.05
 
 # %% [markdown]
@@ -166,7 +166,7 @@ assert min(alike) > 0.1
 
 # %%
 patch = maps[:, 5:8, 5:8].double()  # the C×3×3 values that a unit in the middle of the map sees
-weights = net.layers[0][0].conv2.weight[shown[0]].detach().double()
+weights = net.layers[0][0].conv2.weight[shown[1]].detach().double()
 products = (weights * patch).flatten(1)  # C×9
 in_evaluation = products.sum().item()
 
@@ -542,7 +542,7 @@ assert (quiet < measured).all()
 from utils import kernels
 
 kinds = {"none": plots.color("none"), "before the norm": plots.color("everywhere"), "behind it": plots.VERMILION}
-brief = replace(few.take(1_200), validation=few.validation[:100])
+brief = replace(few.take(1_000), validation=few.validation[:100])
 half_rate = 0.5
 
 
@@ -816,14 +816,14 @@ for init, gain in gains.items():
 # ### Layer by layer
 #
 # Now the course's network, without batch norm, without residual connections and with biases of zero, so that nothing
-# else keeps the signal in shape. Eight images go in, one gradient comes back, and `Probes` note what passes each
+# else keeps the signal in shape. Four images go in, one gradient comes back, and `Probes` note what passes each
 # convolution. For ReLU and for tanh, six gains, 10 to 102 layers, in double precision: single precision would have
 # called some of these numbers zero.
 
 # %%
 from utils import probes
 
-eight, labels_of_eight = data.normalize(few.train.images[:8], stats).double(), few.train.labels[:8]
+inputs, labels = data.normalize(few.train.images[:4], stats).double(), few.train.labels[:4]
 
 
 def signal(gain, depth, activation="relu", seed=0):
@@ -832,7 +832,7 @@ def signal(gain, depth, activation="relu", seed=0):
     options = {"depth": depth, "init": gain, "activation": activation}
     network = CNN(CNNConfig(width=16, residual=False, norm="none", **options)).double()
     with probes.Probes(network) as probe:
-        F.cross_entropy(network(eight), labels_of_eight).backward()
+        F.cross_entropy(network(inputs), labels).backward()
     rows = probe.frame()
     rows = rows[rows["layer"].str.contains("conv")]
     table = rows.pivot(index="layer", columns="metric", values="value")
@@ -891,7 +891,9 @@ plots.explore_several(profile, choices, {"gain": "he (1.41)", "depth": "102 laye
 # Solution: click the dots to unfold it
 for name, depth in depths.items():
     within = 10 ** (1 / (2 * depth))  # factor ** (number of steps from convolution to convolution) = 10
-    print(f"{name}: to stay within a factor of ten, the gain may be off by a factor of {within:.2f} (the border left out)")
+    print(
+        f"{name}: to stay within a factor of ten, the gain may be off by a factor of {within:.2f} (the border left out)"
+    )
 tanh = signals[named["too large"], 50, "tanh"]["activation_gradient"]
 print(f"tanh, gain 5, 102 layers: the gradient is {tanh.iloc[0] / tanh.iloc[-1]:.0e} times as large at the input")
 ratios = {name: signals[g, 50, "relu"][list(COLUMNS)].iloc[[0, -1]] for name, g in (named | others).items()}
@@ -925,7 +927,7 @@ for part in network.modules():
     if isinstance(part, nn.Conv2d):
         part.register_forward_hook(lambda _, inputs, out: passed.append((out.std(), out.var(0).mean().sqrt())))
 with torch.no_grad():
-    network(eight)
+    network(inputs)
 size, difference = (end / begin for begin, end in zip(passed[0], passed[-1], strict=True))
 print(f"default, with its biases: in 102 layers the output is multiplied by {size:.0e},")
 print(f"what tells images apart by {difference:.0e} (all that is left are rounding errors)")
@@ -1133,9 +1135,9 @@ def ten_steps(alpha, factor):
     optimizer = torch.optim.SGD(groups)
     for _ in range(10):
         optimizer.zero_grad()
-        F.cross_entropy(network(eight), labels_of_eight).backward()
+        F.cross_entropy(network(inputs), labels).backward()
         optimizer.step()
-    return network(eight).detach()
+    return network(inputs).detach()
 
 
 # %%
@@ -1347,7 +1349,9 @@ with_all = "dropout everywhere helps, with all training images"
 seen_once = [judged[with_all], judged[f"{with_all} and without batch norm"]]
 about_all = "That it helps by half a point with all images, each seen once, is "
 about_all += f"{seen_once[0]} with batch norm, and {seen_once[1]} without"
-about_dropout = f"{helps[judged[everywhere]]}; without a norm, its interval {without_norm_too}. {than_head}. {about_all}."
+about_dropout = (
+    f"{helps[judged[everywhere]]}; without a norm, its interval {without_norm_too}. {than_head}. {about_all}."
+)
 he = [judged[f"He initialization beats PyTorch's default, {norm} batch norm"] for norm in ("without", "with")]
 about_he = f"That He's initialization beats PyTorch's default is {he[0]} without batch norm, and {he[1]} with it."
 
