@@ -137,7 +137,9 @@ for ax, (where, mask) in zip(axes, masks.items(), strict=True):
     ax.set(xticks=[], yticks=[])
     ax.set_title(names[where], color=plots.color(where), fontweight="bold")
     ax.spines[:].set_visible(False)
-plots.save(fig, "05_masks", "Maps of one image: as they are; values dropped, the shape still shows; two whole maps gone")
+plots.save(
+    fig, "05_masks", "Maps of one image: as they are; values dropped, the shape still shows; two whole maps gone"
+)
 assert abs(by_value.float().mean() - rate) < 0.05
 
 # %% [markdown]
