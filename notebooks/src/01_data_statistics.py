@@ -1077,6 +1077,7 @@ def span(kind):
     return f"{min(top[kind, 'no norm']):,.0f} to {max(top[kind, 'no norm']):,.0f}"
 
 
+# %%
 Markdown(f"""
 - The training images have mean **{mean:.4f}** and standard deviation **{std:.4f}** (pixels from 0 to 1,
   n = {len(images):,} images); {share[0]:.0f} % of the pixels are background.

@@ -891,8 +891,8 @@ plots.explore_several(profile, choices, {"gain": "he (1.41)", "depth": "102 laye
 
 # %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution"]
 # Solution: click the dots to unfold it
-for name, depth in depths.items():
-    within = 10 ** (1 / (2 * depth))  # factor ** (number of steps from convolution to convolution) = 10
+for name, n_blocks in depths.items():
+    within = 10 ** (1 / (2 * n_blocks))  # factor ** (number of steps from convolution to convolution) = 10
     print(
         f"{name}: to stay within a factor of ten, the gain may be off by a factor of {within:.2f} (the border left out)"
     )
