@@ -818,7 +818,7 @@ def on_canvas(split):
     return data.Split(F.pad(small, (4, 4, 4, 4)), split.labels)
 
 
-part, unseen = fashion.take(1_280), on_canvas(fashion.validation[:500])
+part, unseen = fashion.take(960), on_canvas(fashion.validation[:500])
 centred = replace(part, train=on_canvas(part.train), validation=unseen[:100])
 small, quick = CNNConfig(width=8), replace(recipe, epochs=3)
 kinds = {
