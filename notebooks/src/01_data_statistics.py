@@ -599,7 +599,7 @@ fig.suptitle(f"loss of one linear filter in two units, n = {len(sample):,} image
 plots.save(
     fig,
     "01_slices",
-    "Contours of the loss: normalizing makes a long valley round against the bias, but hardly rounder against another weight",
+    "Contours of the loss: normalizing makes a long valley round against the bias, hardly against another weight",
 )
 
 # %% [markdown]
@@ -778,6 +778,7 @@ def descent(times, steps=20):
     return losses
 
 
+# %%
 ways_down = {times: descent(times) for times in (0.3, 0.9, 3, 12, 100)}
 fig, ax = plt.subplots(figsize=(7.2, 3.0))
 for (times, losses), shade in zip(ways_down.items(), plt.get_cmap("cividis")(np.linspace(0, 0.9, 5)), strict=True):

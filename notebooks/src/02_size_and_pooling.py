@@ -1065,7 +1065,7 @@ results = [said(row) for row in mine.itertuples()]
 fewer, more = (f"{total(networks[name], 2):,}" for name in ("constant", "double"))
 last, right = sides["layer 4"], by_shift["right"].unstack()[0]
 tipped = other[1].drop(["trained on shifts", "flat"])
-level = f"{right[tipped.index].min():.0f} to {right[tipped.index].max():.0f}"
+changed, level = (f"{each.min():.0f} to {each.max():.0f}" for each in (tipped, right[tipped.index]))
 seeds, on_shifts = shifted["seed"].nunique(), other.loc["trained on shifts", 1]
 memory = bill.loc["flat", "kB kept an image"] / bill.loc["double", "kB kept an image"]
 
@@ -1092,9 +1092,8 @@ Markdown(f"""
 - {results[4]}.
 - {results[5]}.
 - {results[6]}.
-- No pooling makes a network blind to shifts: one pixel changes {tipped.min():.0f} to {tipped.max():.0f} % of the
-  answers of networks that are right on {level} % (`flat`: {other.loc["flat", 1]:.0f}, right on {right["flat"]:.0f};
-  trained on shifts: {on_shifts:.0f}, right on {right["trained on shifts"]:.0f}; n = {seeds} each). Strides are one reason, zero padding the other.
+- No pooling makes a network blind to shifts: one pixel changes {changed} % of the answers of networks that are right on
+  {level} %, and {on_shifts:.0f} % if trained on shifts (n = {seeds} each). Strides are one reason, padding the other.
 """)
 
 # %% [markdown]

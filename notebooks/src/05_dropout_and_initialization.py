@@ -1340,8 +1340,8 @@ may_help = "helps" if lowest[everywhere] > 0 else "may help"
 helps = {
     "supported": "With batch norm, dropout everywhere helps by more than half a point when images are few",
     "refuted": "With batch norm, dropout everywhere does not help by half a point, even when images are few",
-    "inconclusive": f"With batch norm, dropout everywhere {may_help} when images are few; ten seeds cannot tell if by half "
-    "a point",
+    "inconclusive": f"With batch norm, dropout everywhere {may_help} when images are few; ten seeds cannot tell if by "
+    "half a point",
 }
 plain_ends = 100 * evidence.finals(ablation.facet(dropped.runs, "no norm"), "validation accuracy")
 plain_change = evidence.paired(plain_ends["everywhere"].to_numpy(), plain_ends["none"].to_numpy())
