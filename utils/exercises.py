@@ -615,7 +615,7 @@ LESSON_01 = {
             Option(
                 "they lose against pixels from 0 to 1, whose loss surface is the flattest",
                 "At the start it is, but that lets them stand no larger rates, and training soon leaves the start. "
-                "(Two tuning seeds can say so all the same: see below.)",
+                "Two tuning seeds can say so all the same, as you will see.",
             ),
             Option(
                 "nothing against either: a network can undo any scale, given its own best rate",
