@@ -237,3 +237,13 @@ def test_filter_normalized_slice_is_the_same_for_rescaled_weights(batch):
                 block.conv1.weight *= 3
     np.testing.assert_allclose(slices[1], slices[0], rtol=1e-3)  # not exactly, for the ε of batch norm
     assert slices[0].std() > 0.05
+
+
+def test_frozen_weights_count_among_all():
+    torch.manual_seed(0)
+    model, x, y = CNN(CNNConfig(width=2)), torch.randn(8, 1, 8, 8), torch.arange(8)
+    values, vectors = landscape.top_eigenpairs(model, x, y)
+    model.stem.conv.weight.requires_grad_(False)
+    again, _ = landscape.top_eigenpairs(model, x, y)
+    torch.testing.assert_close(again, values)
+    assert vectors.shape[1] == sum(weight.numel() for weight in model.parameters())

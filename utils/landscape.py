@@ -24,7 +24,7 @@ def prepared(model: nn.Module, images: Tensor) -> nn.Module:
     for module in copy.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):  # of any number of axes
             module.eval()
-    return copy.requires_grad_(True)  # a frozen weight is one of all, too
+    return copy
 
 
 def flat(parts: Sequence[Tensor]) -> Tensor:
@@ -61,7 +61,7 @@ def top_eigenpairs(
         raise ValueError(
             f"images are {images.dtype}: expected float32 or float64, in which there are second derivatives"
         )
-    copy = prepared(model, images)
+    copy = prepared(model, images).requires_grad_(True)  # a frozen weight is one of all P, too
     matrix = hessian(F.cross_entropy(copy(images), labels), list(copy.parameters()))
     size = matrix.shape[0]
     start = np.random.default_rng(0).normal(size=size)  # the same one each time
