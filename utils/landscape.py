@@ -22,7 +22,7 @@ def prepared(model: nn.Module, images: Tensor) -> nn.Module:
     """
     copy = deepcopy(model).to(images.device, images.dtype, memory_format=memory_format(images.device)).train()
     for module in copy.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):  # of any number of axes
+        if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d | nn.AlphaDropout):
             module.eval()
     return copy
 

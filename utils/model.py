@@ -139,7 +139,12 @@ def norm_layer(kind: str, channels: int) -> nn.Module:
         return nn.BatchNorm2d(channels)
     if kind == "none":
         return nn.Identity()
-    return nn.GroupNorm(1 if kind == "layer" else math.gcd(8, channels), channels)
+    return nn.GroupNorm(norm_groups(kind, channels), channels)
+
+
+def norm_groups(kind: str, channels: int) -> int:
+    """Return into how many groups "layer" or "group" norm divides the channels."""
+    return 1 if kind == "layer" else math.gcd(8, channels)
 
 
 def pool_layer(kind: str) -> nn.Module:
@@ -279,16 +284,20 @@ def check_images(images: Tensor, in_channels: int) -> None:
 def check_norm(images: Tensor, config: CNNConfig, training: bool) -> None:
     """Raise ValueError where a norm would see a single number at a time: less its mean, it is 0, whatever comes in."""
     n, _, *sides = images.shape
+    if config.norm == "none" or (config.norm == "batch" and not training):
+        return
     for layer, channels in enumerate(config.channels, start=1):
-        halvings = layer if config.halving else 1
-        pixels = math.prod(math.ceil(side / 2**halvings) for side in sides)
-        together = {"batch": n * pixels if training else 2, "layer": channels * pixels, "none": 2}
-        if together.get(config.norm, channels * pixels // math.gcd(8, channels)) == 1:
-            one = "one image at a time is" if config.norm == "batch" else f"{channels} channels are"
+        pixels = math.prod(math.ceil(side / 2 ** (layer if config.halving else 1)) for side in sides)
+        if config.norm == "batch":
+            numbers, what = n * pixels, "one image at a time is"
+            remedy = "a batch_size of at least 2 × accumulate × processes"
+        else:
+            numbers = channels * pixels // norm_groups(config.norm, channels)
+            what, remedy = f"{channels} channels are", "more --width"
+        if numbers == 1:
             raise ValueError(
-                f"images of {sides[0]}×{sides[1]} leave one value a channel in layer {layer}, and {one} too little for "
-                f"{config.norm} norm: expected larger images (--size 32), another norm, or "
-                + ("a batch_size of at least 2 × accumulate × processes" if config.norm == "batch" else "more --width")
+                f"images of {sides[0]}×{sides[1]} leave one value a channel in layer {layer}, and {what} too little "
+                f"for {config.norm} norm: expected larger images (--size 32), another norm, or {remedy}"
             )
 
 

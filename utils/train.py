@@ -25,8 +25,6 @@ SCHEDULES = ("one-cycle", "cosine", "constant")
 EVAL_BATCH = 500
 LARGEST = 10**6  # of a number in a recipe: a larger one is a slip, and its products are not finite in fp32
 DIVERGED = "diverged"  # metric of a run among many: 1 if its loss became NaN or infinite, else 0
-
-
 DIVERGED_REMEDY = (
     "training stopped, the last checkpoint (if any) is kept. Expected a finite loss; lower the peak learning rate "
     "(--lr) or clip gradients (--clip 1)"

@@ -794,6 +794,7 @@ plots.save(
 )
 assert ways_down[0.9][-1] < ways_down[0.3][-1] < ways_down[0.9][0] > 2 * np.log(10), "below the limit, faster is faster"
 assert ways_down[3][-1] == min(losses[-1] for losses in ways_down.values()), "three times above it is the fastest"
+assert max(ways_down[12]) > ways_down[12][0] > ways_down[12][-1], "at twelve times the loss jumps, and falls"
 assert not ways_down[100][-1] < 1e3, "far above it, the loss explodes"
 
 # %% [markdown]

@@ -343,6 +343,7 @@ rounded = flops["layers.2.0.conv2"] / flops["layers.1.0.conv2"]
 print(f"first convolution of layer 2 / second one: {first:g}")
 print(f"second convolution of layer 3 / that of layer 2: {rounded:.3f} = 64/49, {rounded - 1:+.0%}")
 assert first == 0.5
+assert flops["layers.0.0.conv1"] == flops["layers.0.0.conv2"], "layer 1 does not double"
 assert rounded == 64 / 49
 
 # %% [markdown]
@@ -891,6 +892,10 @@ print(f"other answers after one pixel, max everywhere − max: {evidence.points(
 other = by_shift["other"].unstack()  # a row a kind, a column a shift
 assert (other[1] > 0).all(), "one pixel is enough for some"
 assert other.loc["trained on shifts", 4] < other.loc["max", 4] / 2, "seen in training is what helps"
+centred_right = by_shift["right"].unstack()[0]
+assert centred_right["trained on shifts"] < centred_right["max"] - 3, "in so few steps it costs accuracy …"
+crops = claims[claims["claim"] == "training on randomly shifted images, too, helps"].iloc[0]
+assert crops["low"] > 0, "… in longer runs it does not"
 
 # %% [markdown]
 # Strides are one reason, but not the only one. `flat` halves once, and yet its answers change at a shift by two pixels,
@@ -1063,9 +1068,9 @@ def said(row):
 mine = claims[claims["experiment"].isin(["schedule", "schedule_32", "pooling"])]
 results = [said(row) for row in mine.itertuples()]
 fewer, more = (f"{total(networks[name], 2):,}" for name in ("constant", "double"))
-last, right = sides["layer 4"], by_shift["right"].unstack()[0]
+last = sides["layer 4"]
 tipped = other[1].drop(["trained on shifts", "flat"])
-changed, level = (f"{each.min():.0f} to {each.max():.0f}" for each in (tipped, right[tipped.index]))
+changed, level = (f"{each.min():.0f} to {each.max():.0f}" for each in (tipped, centred_right[tipped.index]))
 seeds, on_shifts = shifted["seed"].nunique(), other.loc["trained on shifts", 1]
 memory = bill.loc["flat", "kB kept an image"] / bill.loc["double", "kB kept an image"]
 

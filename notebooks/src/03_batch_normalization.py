@@ -734,6 +734,7 @@ for norm, (_, _, walks) in seen.items():
 print(f"largest change of the gradient in the run: batch norm {turns['batch']:.1f}, no norm {turns['none']:.1f}")
 print(f"a step at the learning rate, median distance: batch norm {far['batch']:.3f}, no norm {far['none']:.3f}")
 assert turns["batch"] < turns["none"]
+assert far["batch"] < far["none"], "the longer gradient goes the longer way"
 
 # %% [markdown]
 # Both go along at the same **rate**, as in the paper. Where the gradient is longer the step is longer, too: compare the
