@@ -898,6 +898,8 @@ crops = claims[claims["claim"] == "training on randomly shifted images, too, hel
 assert crops["low"] > 0, "… in longer runs it does not"
 
 # %% [markdown]
+# (`flat` learns slowly, as above, and is right on far fewer: that fewer of its answers change is no merit.)
+#
 # Strides are one reason, but not the only one. `flat` halves once, and yet its answers change at a shift by two pixels,
 # too. The other reason is **zero padding**. After normalization black is not 0, and neither is what later layers make
 # of it. So the zeros around it show, and they tell the network where the border is ([Islam et al.
