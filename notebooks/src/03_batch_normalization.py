@@ -595,7 +595,7 @@ rates = [0.002, 0.01, 0.05, 0.2, 1.0, 4.0]
 
 
 def walk_of(network):
-    """The loss along the first step: at all the rates, and closer together where it stops to fall."""
+    """The loss along the first step: at all the rates, and closer together where it stops falling."""
     walk = landscape.along_step(network, first, answers, rates)
     lowers = (walk["loss"][1:] < walk["loss"][0]).to_numpy()
     last = lowers.nonzero()[0].max()
