@@ -275,12 +275,14 @@ def measure_waterfall(rounds: int, images: int) -> list[Row]:
     up_to, all_but = (
         {name: measured[kind, name] for key, name in turns if key == kind} for kind in ("up to", "all but")
     )
-    gains = {name: ratios(up_to[name], up_to[before]) for before, name in itertools.pairwise(steps)}
+    pairs = list(itertools.pairwise(steps))
     return [
         *(row(f"up to: {name}", "images/s", speeds) for name, speeds in up_to.items()),
-        *(row(f"gain: {name}", "×", gain) for name, gain in gains.items()),
+        *(row(f"gain: {name}", "×", ratios(up_to[name], up_to[before])) for before, name in pairs),
+        *(row(f"saved: {name}", "µs", savings(up_to[name], up_to[before])) for before, name in pairs),
         *(row(f"all but: {name}", "images/s", speeds) for name, speeds in all_but.items()),
         *(row(f"gain at the end: {name}", "×", ratios(up_to[last], speeds)) for name, speeds in all_but.items()),
+        *(row(f"saved at the end: {name}", "µs", savings(up_to[last], speeds)) for name, speeds in all_but.items()),
         row("all tricks against none", "×", ratios(up_to[last], up_to[first])),
         row("train.fit against all tricks", "×", ratios(measured["course"], up_to[last])),
     ]
@@ -361,6 +363,7 @@ def measure_roofline(rounds: int, images: int) -> list[Row]:
         *(row(f"peak of the {p} matrix product", "GFLOP/s", [x / 1e9 for x in measured[p]]) for p in sides),
         *(row(f"{what} bandwidth", "GB/s", [x / 1e9 for x in measured[what]]) for what in ("memory", "cache")),
         *(row(f"{layer}, {direction}", "ms", list(1e3 * x)) for (layer, direction), x in layers),
+        *(row("largest cache", "MiB", [size / 2**20]) for size in [device.largest_cache()] if size),
     ]
 
 
@@ -457,6 +460,11 @@ NOT_IN_ITS_TABLE = (
 def ratios(ours: list[float], theirs: list[float]) -> list[float]:
     """Return the quotient of each pair that was measured in the same round."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def savings(fast: list[float], slow: list[float]) -> list[float]:
+    """Return the microseconds an image that images/s `fast` save against those of `slow` in the same round."""
+    return [1e6 / b - 1e6 / a for a, b in zip(fast, slow, strict=True)]
 
 
 def shares(measured: dict[str, list[float]], name: str, flops: float) -> list[float]:

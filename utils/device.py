@@ -16,6 +16,7 @@ CONTAINER_LIMITS = [  # files of cgroups, version 2 and 1: what a container may 
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 ]
+CACHES = "/sys/devices/system/cpu/cpu0/cache"  # on Linux: a folder for each cache of the first core
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 MIXED = ("bf16", "fp16")  # of the products only: weights, and all that adds up, stay in fp32
 
@@ -178,3 +179,9 @@ def cpu_name() -> str:
         return names[0]
     except (OSError, IndexError):
         return platform.processor() or platform.machine()
+
+
+def largest_cache() -> int | None:
+    """Return the bytes of the CPU's largest cache, as Linux tells them; None where nothing does."""
+    sizes = [file.read_text().strip() for file in Path(CACHES).glob("index*/size")]  # "32768K"
+    return max((int(size.removesuffix("K")) * 1024 for size in sizes), default=None)
