@@ -81,6 +81,7 @@ def pretended(monkeypatch):
     layers = pd.DataFrame({"layer": ["stem"] * 2, "direction": ["forward", "backward"], "seconds": [1e-3, 2e-3]})
     monkeypatch.setattr(costs, "course_layer_seconds", lambda: layers)
     monkeypatch.setattr(costs, "bandwidth", lambda *_: 4e10)
+    monkeypatch.setattr(device, "largest_cache", lambda: 2**25)
     monkeypatch.setattr(bench, "run_together", pretended_talk)
     monkeypatch.setattr(bench, "execution_of", lambda *_, cores=2: (120.0 / cores, 1.2e9))
     clock = [0.0]
@@ -121,6 +122,8 @@ def test_every_measurement_computes_its_ratios_and_keeps_its_rows(pretended, cap
     assert median["all tricks against none"] == 9
     assert median["gain: images in one tensor"] == 2
     assert median["gain at the end: bf16"] == pytest.approx(9 / 7)  # the own kernels go with it
+    assert median["saved: images in one tensor"] == pytest.approx(1000 - 500)  # µs an image
+    assert median["saved at the end: bf16"] == pytest.approx(1e6 / 7000 - 1e6 / 9000)
     assert median["train.fit against all tricks"] == pytest.approx(5000 / 9000)
     assert median["AVX2 only: bf16 against fp32"] == pytest.approx(9 / 8)
     assert median["to 85%: usual loop against pool before norm"] == 4
@@ -128,6 +131,7 @@ def test_every_measurement_computes_its_ratios_and_keeps_its_rows(pretended, cap
     assert median["accuracy by: own kernels"] == 0
     assert (median["stem, forward"], median["stem, backward"]) == pytest.approx((1, 2))
     assert median["memory bandwidth"] == 40
+    assert median["largest cache"] == 32
     assert median["time an image, 56×56 pixels"] == pytest.approx(4 * median["time an image, 28×28 pixels"])
     assert median["time an image, 1 threads"] == 1000
     share, epochs = record.RecordConfig().small_share, record.RECIPE.epochs

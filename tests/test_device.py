@@ -109,3 +109,12 @@ def test_free_memory_of_a_container_is_what_its_limit_leaves(tmp_path, monkeypat
     assert device.free_memory(cpu) == 0
     container(tmp_path, monkeypatch, str(10**12), 10)
     assert device.free_memory(cpu) == 10**10
+
+
+def test_largest_cache_is_read_where_linux_tells_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "CACHES", tmp_path)
+    assert device.largest_cache() is None
+    for place, size in enumerate(("32K", "1024K", "32768K")):
+        (tmp_path / f"index{place}").mkdir()
+        (tmp_path / f"index{place}" / "size").write_text(size + "\n", encoding="ascii")
+    assert device.largest_cache() == 32 * 2**20

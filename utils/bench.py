@@ -621,7 +621,8 @@ def measured_block(dates: Sequence[str] | None = None) -> str:
             f"<!-- measured on {', '.join(dict.fromkeys(speeds.date))} -->",
             *measured_rows(speeds[speeds["measurement"] == "loop"]),
             "",
-            f"Measured on {'; '.join(sorted(hardware))}. `make bench` measures it on yours.",
+            f"Measured on {'; '.join(sorted(hardware))}. The rows are of several days, and machines of one name differ "
+            "in speed: compare within a row, not between rows. `make bench` measures it on yours.",
             "",
             "<details>",
             "<summary>Against other frameworks, on other hardware, and what grows with what</summary>",
