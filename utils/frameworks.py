@@ -1,8 +1,9 @@
 """The course's network in the training loops of PyTorch Lightning and fastai, to compare their speed with ours.
 
 Each loop twice: as the framework's tutorials set it up, and at its best settings, on images that lie in memory. All
-train one epoch with the course's batch size and optimizer, and all are clocked alike: from the first batch at hand
-until the last step is done. Set-up, the start of workers, checkpoints and validation are not counted.
+train one epoch with the course's batch size and optimizer, clocked from the first batch at hand until the last step is
+done. Set-up, the start of workers, checkpoints and validation are not counted; nor is a first epoch of the course's own
+loop (`loops.speed_of`), while theirs count their first step.
 """
 
 import contextlib
