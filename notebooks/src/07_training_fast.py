@@ -432,9 +432,9 @@ assert ratio["batches of 512"]["max"] > 1, "by the median"
 # %% [markdown]
 # Look at the last trick again. In the waterfall, batches of 512 are faster. In seconds to 85 %, by the median, they give
 # that back, and more (but the range goes beyond 1): about as many steps are needed as with 128 images, and each has four
-# times as many. A rate four times as high did not make up for that. ([Goyal et al. 2017](https://arxiv.org/abs/1706.02677) let it rise slowly, as
-# one-cycle does; here it is constant. What a warm-up would change was not measured.) **Images a second are not learning a
-# second.**
+# times as many. A rate four times as high did not make up for that. ([Goyal et al.
+# 2017](https://arxiv.org/abs/1706.02677) let it rise slowly, as one-cycle does; here it is constant. What a warm-up would
+# change was not measured.) **Images a second are not learning a second.**
 #
 # The course's full recipe (`experiments.FULL`) takes batches of 512 all the same. There the rate rises and falls, over
 # 18 epochs of all training images; here it is constant, and the images are 12,288 of them, again and again. Batches of
