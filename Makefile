@@ -20,6 +20,7 @@ PINS := $(if $(filter 1,$(LOCKED)),constraints-lock.txt,constraints.txt)
 LESSONS := notebooks/$(LESSON).ipynb
 ELSEWHERE := tests/test_nbconvert.py tests/test_browser.py
 SHARED := --numprocesses logical --maxprocesses 4 --dist loadfile
+NO_NETWORK := $(foreach name,http_proxy https_proxy HTTP_PROXY HTTPS_PROXY,$(name)=http://127.0.0.1:9)
 NBVAL := -p tests.lesson_memory --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval.cfg
 EXECUTE := --to notebook --execute --inplace --ExecutePreprocessor.timeout=300 \
   --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False
@@ -50,28 +51,29 @@ test: setup-dev  ## lint, unit tests, every lesson executed again, and one of th
 test-all: setup-dev  ## all that, then what takes longer: injected faults, thousands of bad inputs, every lesson in the browser
 	@"$(MAKE)" --no-print-directory --keep-going test thorough
 
-thorough: setup-dev
+thorough: setup-dev  ## what test-all adds to test
 	@"$(MAKE)" --no-print-directory --keep-going unit browser ARGS="-m thorough $(ARGS)"
 
-lint: setup-dev
+lint: setup-dev  ## the style of the code, notebooks included
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
 # The tests are of the code, so they run on the CPU unless CNN_DEVICE says otherwise: an accelerator may be there in name
 # only, like that of a hosted macOS machine, which has no memory.
-unit: setup-dev
+unit: setup-dev  ## the tests of the code (some of them: ARGS="-k batches")
 	CNN_DEVICE="$${CNN_DEVICE:-cpu}" $(PY) -m pytest $(SHARED) tests $(patsubst %,--ignore=%,$(ELSEWHERE)) $(ARGS)
 
 # Threads that wait for each other do so passively here: on busy cores spinning takes the time that the other one needs.
-# A lesson that is only tested writes its results and figures beside the repository's own, into .cache.
-lessons: setup-dev
+# A lesson that is only tested writes its results and figures beside the repository's own, into .cache. And it has to do
+# without a network: there is no proxy where it is told to look for one, so a download fails.
+lessons: setup-dev  ## execute every lesson again, and compare what it prints (one: LESSON=01_data_statistics)
 	@rm -rf .cache/lessons && mkdir -p .cache/lessons/results .cache/lessons/figures
 	@if [ -d results ]; then cp -R results .cache/lessons; fi
-	CNN_DEVICE="$${CNN_DEVICE:-cpu}" OMP_WAIT_POLICY=passive PYTHONPATH="$(CURDIR)" CNN_RESULTS_DIR="$(CURDIR)/.cache/lessons/results" \
+	$(NO_NETWORK) CNN_DEVICE="$${CNN_DEVICE:-cpu}" OMP_WAIT_POLICY=passive PYTHONPATH="$(CURDIR)" CNN_RESULTS_DIR="$(CURDIR)/.cache/lessons/results" \
 	  CNN_FIGURES_DIR="$(CURDIR)/.cache/lessons/figures" $(PY) -m pytest $(NBVAL) $(LESSONS)
 
 # Last, so that what was left out on a machine without a browser stands in the last lines.
-browser: setup-dev
+browser: setup-dev  ## open a lesson in JupyterLab, in a real browser
 	CNN_DEVICE="$${CNN_DEVICE:-cpu}" $(PY) -m pytest $(ELSEWHERE) $(ARGS)
 
 notebooks: setup-dev  ## sync the lessons with their text twins and execute them (one: LESSON=01_data_statistics)
@@ -98,7 +100,7 @@ format: setup-dev  ## sync the lessons with their text twins, then format all co
 	$(PY) -m ruff format .
 	$(PY) -m jupytext --quiet --sync notebooks/*.ipynb
 
-evidence: setup  ## run every experiment from nothing (hours; resumable) and renew the table of claims
+evidence: setup  ## run every experiment that is not kept (hours; resumable; all again: ARGS=--refresh) and renew the table of claims
 	@$(PY) cnn.py ablate all $(ARGS)
 	@$(PY) cnn.py readme
 
@@ -137,14 +139,14 @@ setup-site:
 # into a new .venv, as pip does not look again at what is installed.
 PIP_INSTALL := $(PY) -m pip install --quiet --quiet --disable-pip-version-check
 comma := ,
-NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+RIGHT_PYTHON := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 define install
 @wanted="$$(cat $(2) $(PINS))"; \
-usable() { [ ! -e .venv.unfinished ] $(if $(filter 1,$(LOCKED)),&& [ -e .venv/pip.txt ] )&& $(PY) -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null; }; \
+usable() { [ ! -e .venv.unfinished ] $(if $(filter 1,$(LOCKED)),&& [ -e .venv/pip.txt ] )&& $(PY) -c 'import pip; $(RIGHT_PYTHON)' 2>/dev/null; }; \
 if usable && [ "$$wanted" = "$$(cat $(1) 2>/dev/null)" ]; then exit 0; fi; \
 if ! usable; then \
-  "$(PYTHON)" -c '$(NEW_ENOUGH)' || { \
-    echo "Python 3.11 or newer is needed, which $(PYTHON) is not. Name one: make lab PYTHON=/path/to/python3.12"; exit 1; }; \
+  "$(PYTHON)" -c '$(RIGHT_PYTHON)' || { \
+    echo "Python 3.11 to 3.14 is needed, which $(PYTHON) is not. Name one: make lab PYTHON=/path/to/python3.12"; exit 1; }; \
   "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
     echo "$(PYTHON) lacks its venv module. Install it first (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }; \
 fi; \

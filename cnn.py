@@ -471,9 +471,13 @@ def full(
     channels: Channels = None,
     seeds: Annotated[int, typer.Option(help="networks to train, with the seeds from 0 on", min=1)] = 5,
 ) -> None:
-    """Train the full recipe with several seeds, test each network once, and write the runs into results/."""
+    """Train the full recipe with several seeds, test each network once, and write the runs into results/.
+
+    They take the place of those that came with the course, when this machine is another (git checkout results).
+    """
     from utils import full_training
 
+    full_training.find(plan)  # before any image is loaded
     rows = full_training.measure(data.load(data_name, size=size, channels=channels), plan, range(seeds))
     print(full_training.table(rows))
 

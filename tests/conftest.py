@@ -33,7 +33,7 @@ def own_folders(tmp_path_factory):
 
 def pytest_runtest_setup() -> None:
     """Leaves out what has not begun at the time TESTS_UNTIL (seconds since 1970), where that is set."""
-    if time.time() > float(os.environ.get("TESTS_UNTIL", "inf")):
+    if time.time() > float(os.environ.get("TESTS_UNTIL") or "inf"):
         pytest.skip("left out: it is later than TESTS_UNTIL")
 
 

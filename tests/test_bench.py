@@ -6,6 +6,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from itertools import count
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -246,6 +247,23 @@ def stated() -> tuple[str, list[str]]:
     dates = re.search(r"<!-- measured on (.+) -->", readme)
     assert dates, "python cnn.py readme writes them"
     return readme, dates.group(1).split(", ")
+
+
+def test_lessons_read_the_rows_of_the_readme_and_not_a_readers_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.files, "ROOT", tmp_path)
+    (tmp_path / "results").mkdir()
+    path, readme = tmp_path / "results" / bench.SPEED_FILE, tmp_path / "README.md"
+    readme.write_text("Figures.", encoding="utf-8")
+    with pytest.raises(bench.tables.ResultsError, match=r"git checkout README\.md"):
+        bench.shipped()
+    for value in (1.0, 2.0):
+        rows = pd.DataFrame([bench.row("a", "x", [value])]).assign(measurement="loop")
+        with monkeypatch.context() as patch:
+            patch.setattr(bench, "datetime", mock.Mock(**{"now.return_value.isoformat.return_value": f"day {value}"}))
+            bench.append(path, rows, {"cpu": "x"})
+    readme.write_text("<!-- measured on day 1.0, day 0.5 -->", encoding="utf-8")
+    assert bench.shipped()["median"].tolist() == [1.0]
+    assert bench.measured_on()["median"].tolist() == [2.0]
 
 
 def test_readme_states_rows_that_are_kept():

@@ -264,6 +264,7 @@ def test_stats_prints_numbers_to_paste(monkeypatch, capsys):
         (["--out", ""], "'--out': expected the name of a folder"),
         (["predict", "nothing.png"], "train one first"),
         (["bench", "--rounds", "0"], "rounds=0"),
+        (["full", "recrod", "--data", "nowhere"], "unknown plan 'recrod': choose one of full"),
         (["trian"], "No such command"),
     ],
 )

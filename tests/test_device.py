@@ -44,6 +44,25 @@ def test_auto_prefers_cuda_then_mps_then_cpu(monkeypatch):
     assert device.pick().type == "cpu"
 
 
+def test_more_processes_than_gpus_are_told_so(monkeypatch):
+    monkeypatch.delenv("CNN_DEVICE")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert device.pick() == torch.device("cuda:0")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(
+        ValueError, match="more processes on this machine than GPUs, which are 1: torchrun --nproc-per-node 1"
+    ):
+        device.pick()
+
+
+def test_memory_that_pytorch_keeps_on_a_gpu_is_free(monkeypatch):
+    for name, value in {"mem_get_info": (100, 1000), "memory_reserved": 600, "memory_allocated": 250}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    assert device.free_memory(torch.device("cuda")) == 100 + 350
+
+
 def test_a_wrong_environment_variable_is_named(monkeypatch):
     monkeypatch.setenv("CNN_DEVICE", "gpu")
     with pytest.raises(ValueError, match="'gpu' \\(the environment variable CNN_DEVICE\\) is not on this machine"):

@@ -51,7 +51,7 @@ def test_probabilities_are_those_of_the_network_on_normalized_images():
     torch.testing.assert_close(examine.probabilities(model, images, STATS, batch=3), expected)
 
 
-def test_a_network_in_double_precision_is_examined_and_stays_one():
+def test_a_network_in_double_precision_is_examined_and_stays_one(tmp_path):
     model, images = network(), pictures(3)
     expected = examine.probabilities(model, images, STATS)
     model = model.double()
@@ -60,6 +60,7 @@ def test_a_network_in_double_precision_is_examined_and_stays_one():
     assert examine.feature_maps(model, images[0], STATS)
     assert examine.grad_cam(model, images, STATS).isfinite().all()
     train.evaluate(model, data.Split(images, torch.zeros(3, dtype=torch.int64)), STATS, device="cpu")
+    assert examine.export_onnx(model, card_of(STATS), tmp_path / "model.onnx") <= 1e-4
     assert next(model.parameters()).dtype == torch.float64
 
 

@@ -54,12 +54,23 @@ def test_no_page_opens_what_is_not_there(path):
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"), [("01_data_statistics", "01_gone"), (f"/{links.REF}", "/other"), ("cnn-course", "typed")]
+    ("right", "wrong"),
+    [("01_data_statistics", "01_gone"), (f"/{links.REF}", "/other"), (links.COURSE.rpartition("/")[2], "typed")],
 )
 def test_a_strange_badge_is_found(right, wrong):
     badges = links.badges("01_data_statistics")
     assert strange(badges) == []
     assert len(strange(badges.replace(right, wrong))) == 2
+
+
+def test_the_address_that_one_clones_will_do(tmp_path):
+    links.move(f"{NEW}.git", "v2", copy_of(tmp_path))
+    assert f'COURSE, REF = "{NEW}", "v2"' in (tmp_path / "utils" / "links.py").read_text(encoding="utf-8")
+
+
+def test_a_handout_cannot_move(tmp_path):
+    with pytest.raises(FileNotFoundError, match="in the course itself, before `make handout`"):
+        links.move(NEW, "v2", tmp_path)
 
 
 def copy_of(root: Path) -> Path:

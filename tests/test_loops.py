@@ -2,9 +2,11 @@
 
 import itertools
 from dataclasses import astuple, replace
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from utils import data, device, kernels, loops, record, train
 from utils.model import CNN, CNNConfig, Stem, parts
@@ -59,15 +61,61 @@ def test_speed_is_that_of_all_epochs_together(monkeypatch):
     assert loops.course(1024, epochs=2) == pytest.approx(150)
 
 
-@pytest.mark.parametrize("loop", [loops.course, loops.probed])
-def test_loops_train(loop):
-    assert 1 < loop(train.Recipe.batch_size) < 1e7
+@pytest.fixture
+def watched(monkeypatch):
+    """What a loop did: the images of each loss that is learned from, and whether each step changed all weights."""
+    did, loss_of = Watched([], []), torch.nn.functional.cross_entropy
+
+    def watched_loss(logits, labels, *args, **options):
+        if torch.is_grad_enabled():
+            did.images.append(len(labels))
+        return loss_of(logits, labels, *args, **options)
+
+    def weights(optimizer):
+        return [weight for group in optimizer.param_groups for weight in group["params"]]
+
+    def before(optimizer, *_):
+        optimizer.seen = [weight.detach().clone() for weight in weights(optimizer)]
+
+    def after(optimizer, *_):
+        pairs = zip(weights(optimizer), optimizer.seen, strict=True)
+        did.moved.append(sum(not torch.equal(weight, old) for weight, old in pairs) / len(optimizer.seen))
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", watched_loss)
+    hooks = [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
+    yield did
+    for hook in hooks:
+        hook.remove()
 
 
-def test_record_and_airbench94_train(monkeypatch):
+class Watched(NamedTuple):
+    images: list[int]
+    moved: list[float]  # of the weights, the share that a step changed
+
+    def trained_on(self, *batches: int) -> bool:
+        """Whether each of these batches, and no other, was a step that changed nearly all weights."""
+        return self.images == list(batches) and len(self.moved) == len(batches) and min(self.moved) > 0.9
+
+
+SIZE = train.Recipe.batch_size
+
+
+@pytest.mark.parametrize("loop", [loops.course, loops.probed, loops.wide])
+def test_loops_train_on_all_images_after_an_epoch_that_is_not_counted(loop, watched):
+    assert 1 < loop(2 * SIZE) < 1e7
+    assert watched.trained_on(*[SIZE] * 4)
+
+
+def test_usual_loop_trains_on_all_images(folder, watched):
+    assert 1 < loops.usual(folder, 2 * SIZE, workers=0) < 1e7
+    assert watched.trained_on(SIZE, SIZE)
+
+
+def test_record_and_airbench94_train(monkeypatch, watched):
     monkeypatch.setattr(record, "RECIPE", replace(record.RECIPE, batch_size=16))
     assert 1 < loops.record_run(24, steps=1) < 1e7
     assert 1 < loops.airbench94_run(steps=1) < 1e7
+    assert watched.trained_on(16, 16, 16, 16)
 
 
 def test_all_images_of_a_timed_record_are_small(monkeypatch):
@@ -79,10 +127,6 @@ def test_all_images_of_a_timed_record_are_small(monkeypatch):
     monkeypatch.setattr(record.RecordNet, "forward", watched)
     loops.record_run(24, steps=1)
     assert [small for training, small in seen if training] == [True, True]
-
-
-def test_wide_loop_trains():
-    assert 1 < loops.wide(train.Recipe.batch_size) < 1e7
 
 
 # ---------------------------------------------------------------------------------------------------------- tricks
@@ -135,9 +179,10 @@ def up_to(name: str) -> loops.Tricks:
 
 
 @pytest.mark.parametrize("name", loops.WATERFALL)
-def test_loops_with_tricks_train_on_as_many_images(folder, name):
+def test_loops_with_tricks_train_on_as_many_images(folder, name, watched):
     tricks = loops.tricks_up_to(name) if name == "bf16" else up_to(name)  # emulated, that once
     assert 1 < loops.with_tricks(tricks, 512, folder) < 1e7
+    assert watched.trained_on(*[tricks.batch_size] * (1 + 512 // tricks.batch_size))
 
 
 def test_a_loop_with_tricks_learns(folder):

@@ -250,6 +250,33 @@ def test_without_torchrun_nothing_changes():
         assert parallel.gather(total) == [total]
 
 
+def test_batch_norms_that_processes_cannot_share_are_refused(monkeypatch):
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    shared = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    parallel.synchronize_batch_norm(shared)
+    assert isinstance(shared[1], parallel.SyncBatchNorm2d)
+    parallel.synchronize_batch_norm(shared)  # trained again
+    with pytest.raises(ValueError, match="BatchNorm1d: on CPUs only a BatchNorm2d with .* use one process"):
+        parallel.synchronize_batch_norm(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)))
+    with pytest.raises(ValueError, match="BatchNorm2d: on CPUs only"):
+        parallel.synchronize_batch_norm(
+            torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2, affine=False))
+        )
+
+
+@pytest.mark.parametrize(("rank", "expected"), [("0", ["block", "wait", "wait"]), ("1", ["wait", "block", "wait"])])
+def test_nobody_goes_on_before_all_have_had_their_turn(monkeypatch, rank, expected):
+    """In the group that waits for hours; what follows waits for a minute only."""
+    did = []
+    monkeypatch.setattr(parallel, "size", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(parallel.dist, "new_group", lambda **options: options["timeout"].total_seconds())
+    monkeypatch.setattr(parallel.dist, "barrier", lambda patience: did.append("wait" if patience > 3600 else "?"))
+    with parallel.in_turn():
+        did.append("block")
+    assert did == expected
+
+
 def test_a_device_that_cannot_work_with_others_is_refused(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     refused = pytest.raises(ValueError, match="cannot share a run on 'mps': choose --device cpu or cuda")

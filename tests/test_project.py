@@ -14,8 +14,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from utils import doctor, links
+
 ROOT = Path(__file__).parent.parent
-COURSE = "https://github.com/cnn-course/cnn-course"
 
 # A module of utils imports only from floors below its own; sideways only where it is named here.
 FLOORS = {
@@ -126,6 +127,12 @@ def test_what_the_tests_import_is_declared():
     assert undeclared(sources("docs/*.py"), set(SITE_LIST) | {"docutils"}) == []  # Sphinx is made of docutils
 
 
+def test_what_the_site_takes_from_the_course_needs_no_package():
+    """`make site` installs its own list only."""
+    assert re.findall(r"^from utils import (.+?)(?:  #|$)", read("docs/conf.py"), re.MULTILINE) == ["links"]
+    subprocess.run([sys.executable, "-S", "-c", "from utils import links"], cwd=ROOT, check=True, timeout=60)
+
+
 def test_undeclared_imports_are_found(tmp_path):
     code = (
         "import os, torch.nn\nfrom utils import data\ndef f():\n    from PIL import Image\n    import absent_package\n"
@@ -228,6 +235,8 @@ TARGETS = dict(re.findall(r"^([a-z-]+):.*?## (.+)$", read("Makefile"), re.MULTIL
 
 
 def test_make_help_lists_every_target():
+    rules = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    assert {rule for rule in rules if not rule.startswith("setup")} == set(TARGETS)
     assert set(TARGETS) >= {"help", "lab", "train", "test", "notebooks", "format", "clean"}
     if shutil.which("make"):
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
@@ -243,14 +252,24 @@ def test_commands_of_the_page_exist(page):
 
 
 def test_readme_has_the_two_commands():
-    assert {"make train", "make test"} <= set(re.findall(r"make [a-z]+", read("README.md")))
+    (block,) = re.findall(r"^ {4}git clone .+\n((?: {4}make .+\n)+)", read("README.md"), re.MULTILINE)
+    assert [line.split()[:2] for line in block.splitlines()] == [["make", "train"], ["make", "lab"]]
+    assert "`make test`" in read("README.md")
+
+
+def test_the_versions_of_python_are_the_same_everywhere():
+    oldest, newest = (".".join(map(str, version)) for version in (doctor.OLDEST, doctor.NEWEST))
+    for page in ("README.md", "CONTRIBUTING.md", "Makefile", "utils/doctor.py"):
+        assert f"Python {oldest} to {newest}" in read(page), page
+    assert f"{doctor.OLDEST} <= sys.version_info[:2] <= {doctor.NEWEST}" in read("Makefile")
+    assert f'python: ["{oldest}", "{newest}"]' in read(".github/workflows/test.yml")
 
 
 def test_the_address_of_the_course_is_the_same_everywhere():
     pages = sources("*.md", "*.cff", "notebooks/src/*.py")
     text = "\n".join(path.read_text(encoding="utf-8") for path in pages)
-    named = set(re.findall(r"https://github\.com/[\w.-]+/cnn-course\b", text))
-    assert named == {COURSE}
+    name = re.escape(links.COURSE.rpartition("/")[2])
+    assert set(re.findall(rf"https://github\.com/[\w.-]+/{name}\b", text)) == {links.COURSE}
 
 
 def test_embedded_data_is_whole():

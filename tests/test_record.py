@@ -124,8 +124,15 @@ def test_it_resumes_at_the_size_it_was_at(colours):
     net = record.network(colours, SMALL, RECIPE)
     net.step += 7
     other = record.network(colours, SMALL, RECIPE)
+    other(colours.train.images[:2].float())
     other.load_state_dict(net.state_dict())
     assert other.step.item() == 7
+    other.small_steps, seen = 8, []
+    other.whiten.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0].shape[2]))
+    for _ in range(2):
+        other(colours.train.images[:2].float())
+    assert seen == [SMALL.small, colours.image_size[0]]
+    assert other.step.item() == 9
 
 
 def test_convolutions_begin_by_handing_on_what_comes_in():

@@ -658,7 +658,7 @@ def start(line: str, folder: Path, port: int, host: str) -> subprocess.Popen:
 
 def test_the_readme_keeps_a_cluster_on_this_machine_or_behind_certificates():
     for line in commands_of_the_readme(""):
-        assert "--dashboard-address 127.0.0.1:0" in line or "$TLS" in line or line.startswith("TLS=")
+        assert "--dashboard-address 127.0.0.1:0" in line or '"${TLS[@]}"' in line or line.startswith("TLS=")
         assert "--host 127.0.0.1" in line or "tls://" in line or line.startswith("TLS=")
     assert len(commands_of_the_readme("")) == 5
 
@@ -696,9 +696,9 @@ def test_a_cluster_with_certificates_refuses_who_has_none(tmp_path, monkeypatch)
     for folder in (tmp_path / "ours", tmp_path / "theirs"):
         folder.mkdir()
         subprocess.run(make_certificate.split(), cwd=folder, check=True, capture_output=True)
-    (options,) = re.findall(r'^    TLS="(.+)"$', text, re.MULTILINE)
+    (options,) = re.findall(r"^    TLS=\((.+)\)$", text, re.MULTILINE)
     port = browser.free_port()
-    commands = [line.replace("$TLS", options) for line in commands_of_the_readme("tls://")]
+    commands = [line.replace('"${TLS[@]}"', options) for line in commands_of_the_readme("tls://")]
     processes = [start(line, tmp_path / "ours", port, "127.0.0.1") for line in commands]
     assert len(processes) == 2
     address = f"tls://127.0.0.1:{port}"
@@ -732,9 +732,9 @@ def test_without_a_certificate_no_scheduler_is_said_to_be_silent(tmp_path, monke
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:8786", "tls://HOST:8786"])
 def test_a_cluster_is_started_by_the_options_of_the_readme(address):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (options,) = re.findall(r'^    TLS="(.+)"$', text, re.MULTILINE)
+    (options,) = re.findall(r"^    TLS=\((.+)\)$", text, re.MULTILINE)
     told = cluster.start_of(address).replace("tls://host", "tls://HOST").split(", and: ")
-    lines = [line.replace("$TLS", options) for line in commands_of_the_readme("python -m dask")]
+    lines = [line.replace('"${TLS[@]}"', options) for line in commands_of_the_readme("python -m dask")]
     lines = [line for line in lines if ("tls://" in line) == address.startswith("tls://")]
     assert [line.replace(" --port 8786", "").split() for line in lines] == [words.split() for words in told]
 

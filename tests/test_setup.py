@@ -95,7 +95,7 @@ def test_an_interrupted_set_up_starts_anew(folder):
 
 @pytest.mark.parametrize(
     ("says", "python"),
-    [("Python 3.11 or newer is needed", "exit 1"), ("lacks its venv module", 'case "$2" in *venv*) exit 1; esac')],
+    [("Python 3.11 to 3.14 is needed", "exit 1"), ("lacks its venv module", 'case "$2" in *venv*) exit 1; esac')],
 )
 def test_a_python_that_will_not_do_is_refused(folder, says, python):
     (folder / "python-stub").write_text(f"#!/bin/sh\n{python}\n", encoding="utf-8")

@@ -62,10 +62,19 @@ def test_accuracy_is_correct_over_total_for_any_batch(tiny, monkeypatch):
     assert results[0]["loss"] == pytest.approx(F.cross_entropy(logits, tiny.validation.labels).item(), rel=1e-5)
 
 
-def test_evaluate_leaves_the_mode_as_it_was(tiny):
-    model = CNN(SMALL).train()
-    train.evaluate(model, tiny.validation, data.channel_stats(tiny.train.images), device="cpu")
-    assert model.training
+def test_evaluate_leaves_the_mode_of_each_part_as_it_was(tiny, monkeypatch):
+    """Also where a part is in another mode than the rest, and after an error."""
+    model, stats = CNN(SMALL).train(), data.channel_stats(tiny.train.images)
+    model.stem.norm.eval()
+    modes = [module.training for module in model.modules()]
+    train.evaluate(model, tiny.validation, stats, device="cpu")
+    assert [module.training for module in model.modules()] == modes
+    str(model)
+    assert [module.training for module in model.modules()] == modes
+    monkeypatch.setattr(data, "free_memory", lambda _: 0)
+    with pytest.raises(MemoryError):
+        train.evaluate(model, tiny.validation, stats, device="cpu")
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_weight_decay_spares_norms_and_biases():
@@ -398,3 +407,5 @@ def test_no_step_waits_for_the_gpu(tiny, monkeypatch):
 def test_cuda_graphs_need_cuda(tiny):
     with pytest.raises(ValueError, match="cuda_graphs=True needs a CUDA device, and this one is 'cpu'"):
         fit(tiny, Recipe(epochs=1, batch_size=128), cuda_graphs=True)
+    with pytest.raises(ValueError, match="cuda_graphs=True with accumulate=2: .* leave one of them out"):
+        fit(tiny, Recipe(epochs=1, batch_size=128, accumulate=2), cuda_graphs=True)

@@ -5,6 +5,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import socket
 import statistics
@@ -615,14 +616,16 @@ def measured_block(dates: Sequence[str] | None = None) -> str:
     speeds = measured_on(dates)
     comparison = ~speeds["unit"].isin(["images/s", "µs"])  # what they are quotients of is in results/
     comparison &= ~speeds["measurement"].isin(["loop", *NOT_IN_ITS_TABLE])
-    hardware = {machine_in_words(row) for _, row in speeds.iterrows()}
+    own = speeds[[WHERE.get(name) != AVX2 for name in speeds["measurement"]]]  # what the machine has by itself
+    hardware = {machine_in_words(row) for _, row in own.iterrows()}
     return "\n".join(
         [
             f"<!-- measured on {', '.join(dict.fromkeys(speeds.date))} -->",
             *measured_rows(speeds[speeds["measurement"] == "loop"]),
             "",
-            f"Measured on {'; '.join(sorted(hardware))}. The rows are of several days, and machines of one name differ "
-            "in speed: compare within a row, not between rows. `make bench` measures it on yours.",
+            f"Measured on {'; '.join(sorted(hardware))}. (AVX2 only: the same, told to do without newer instructions.) "
+            "The rows are of several days, and machines of one name differ in speed: compare within a row, not between "
+            "rows. `make bench` measures it on yours.",
             "",
             "<details>",
             "<summary>Against other frameworks, on other hardware, and what grows with what</summary>",
@@ -656,6 +659,17 @@ def measured_on(dates: Sequence[str] | None = None) -> pd.DataFrame:
     if dates is not None:
         return rows[rows["date"].isin(dates)]
     return rows[rows["date"] == rows.groupby("measurement")["date"].transform("max")]
+
+
+def shipped() -> pd.DataFrame:
+    """Return the rows of results/speed.csv that the README states: a reader's own, which are newer, are left out.
+
+    Raises tables.ResultsError where the README does not say which these are.
+    """
+    said = re.search(r"<!-- measured on (.+) -->", (files.ROOT / "README.md").read_text(encoding="utf-8"))
+    if said is None:
+        raise tables.ResultsError("README.md does not say of which days its figures are: git checkout README.md")
+    return measured_on(said[1].split(", "))
 
 
 def write_readme() -> None:

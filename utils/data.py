@@ -603,9 +603,9 @@ class Batches:
         self.image_size, self.per_image, self.cutout, self.epoch = (height, width), stats.per_image, cutout, 0
         self.generator = torch.Generator().manual_seed(seed)
         self.turns = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.5 if alternate else None
-        self.labels = _to_device(split.labels, device)
+        self.labels = split.labels.to(device)
         # Stored and augmented as N×H×W×C, so that permuted to N×C×H×W they are in channels-last format without a copy.
-        self.images = _reflect(_to_device(split.images, device).permute(0, 2, 3, 1), crop_padding).contiguous()
+        self.images = _reflect(split.images.to(device).permute(0, 2, 3, 1), crop_padding).contiguous()
         # One scale for each of the W·C numbers of an image's row: they are scaled in one long run, not C at a time.
         self.scale, self.shift = (x.repeat(width).to(device) for x in scale_and_shift(stats, torch.uint8))
 

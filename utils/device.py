@@ -35,8 +35,11 @@ def pick(name: str = "auto") -> torch.device:
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in have.items() if there)
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    if name == "cuda" and have["cuda"] and "LOCAL_RANK" in os.environ:
+        name, count = f"cuda:{os.environ['LOCAL_RANK']}", torch.cuda.device_count()
+        if int(os.environ["LOCAL_RANK"]) >= count:
+            remedy = f"torchrun --nproc-per-node {count}, or --device cpu"
+            raise ValueError(f"there are more processes on this machine than GPUs, which are {count}: {remedy}")
     kind, colon, index = str(name).partition(":")
     places = range(torch.cuda.device_count() if kind == "cuda" else 1)
     if not have.get(kind) or (colon and index not in map(str, places)):
@@ -74,7 +77,8 @@ def weight_dtype(precision: str) -> torch.dtype:
 def free_memory(device: torch.device) -> int:
     """Return how many bytes of memory are free on `device`; on a CPU also within the limit of a container (cgroup)."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # to be used again
+        return torch.cuda.mem_get_info(device)[0] + kept
     free = psutil.virtual_memory().available
     for limit, used in CONTAINER_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # no container, or "max": no limit

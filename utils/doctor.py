@@ -26,7 +26,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OLDEST = (3, 11)  # Python that the course runs on
+OLDEST, NEWEST = (3, 11), (3, 14)  # Python that the course, and the versions in constraints.txt, run on
 ENOUGH_MEMORY, ENOUGH_DISK = 2 * 10**9, 10**9  # bytes: a lesson takes at most 1.5 GB, the caches some hundred MB
 MATTERS = re.compile(  # environment variables that change what is computed, or where it is looked for
     r"(CNN|OMP|MKL|KMP|GOMP|OPENBLAS|ATEN|ONEDNN|DNNL|TORCH|PYTORCH|CUDA|NVIDIA|CUBLAS|JUPYTER|MPL|PYTHON|LD_PRELOAD"
@@ -116,8 +116,9 @@ def python() -> Findings:
     yield Fact("python", f"{platform.python_version()}, {sys.executable}, {own}")
     yield Fact("system", f"{platform.platform()}, {platform.machine()}")
     yield Fact("text", f"{locale.getpreferredencoding(False)}, output {sys.stdout.encoding}")
-    if sys.version_info < OLDEST:
-        yield Problem(f"Python {platform.python_version()} is too old", "install Python 3.11 or newer")
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        what = "old" if sys.version_info < OLDEST else "new: there may be no packages for it yet"
+        yield Problem(f"Python {platform.python_version()} is too {what}", "install Python 3.11 to 3.14")
     if sys.maxsize < 2**32:
         yield Problem("this is a 32-bit Python, for which there is no PyTorch", "install a 64-bit one")
 

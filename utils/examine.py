@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from utils import data, device, files, train
 from utils.data import ChannelStats
-from utils.model import CNN
+from utils.model import CNN, evaluating
 
 BATCH = 500
 TOLERANCE = 1e-4  # largest difference of an exported network's logits, as a share of the largest where that is above 1
@@ -29,16 +29,6 @@ CORRUPTIONS: dict[str, tuple[float, ...]] = {  # what each severity from 1 on me
     "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # what is left of each pixel's distance from the image's mean
     "rotation": (5.0, 10.0, 15.0, 20.0, 30.0),  # degrees, one way or the other
 }
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[torch.device]:
-    """Put `model` into evaluation mode while the block runs, and give the device that it is on."""
-    training = model.training
-    try:
-        yield next(model.eval().parameters()).device
-    finally:
-        model.train(training)
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
@@ -315,7 +305,7 @@ def export_onnx(model: CNN, card: Mapping[str, Any], path: str | Path) -> float:
     shape = (model.config.in_channels, height, width)
     images = torch.randint(256, (8, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     with evaluating(model), torch.no_grad():
-        network = deepcopy(FromPixels(model, train.stats_of(card))).cpu().eval()
+        network = deepcopy(FromPixels(model, train.stats_of(card))).cpu().float().eval()
         content = to_onnx(network, images[:2], card)
         logits = network(images)
         difference = (run_onnx(content, images) - logits).abs().max().item()

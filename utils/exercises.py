@@ -1475,9 +1475,9 @@ LESSON_05 = {
             ),
             Mistake(
                 partial(he, draw=partial(nn.init.kaiming_normal_, mode="fan_out")),
-                "Something arrives, but the network does not learn in time: each layer needs a standard deviation of "
-                "√(2 / fan-in), its own fan-in (with fan-out, or one number for all layers, some get too much or too "
-                "little).",
+                "Something arrives, but after two epochs less than half is right: to get the signal through, each "
+                "layer needs a standard deviation of √(2 / fan-in), its own fan-in. (With fan-out the gradients keep "
+                "their size instead, and too little arrives forwards here; one number for all layers suits only some.)",
             ),
             Mistake(
                 with_batch_norm,
@@ -1522,6 +1522,12 @@ def without_certain(p: Tensor, labels: Tensor, bins: int) -> float:
     return calibration_gap(p[kept], labels[kept], bins) * kept.double().mean().item()
 
 
+def without_first(p: Tensor, labels: Tensor, bins: int) -> float:
+    """Return the calibration error when the first bin is left out."""
+    kept = p.amax(1) * bins >= 1
+    return calibration_gap(p[kept], labels[kept], bins) * kept.double().mean().item()
+
+
 def signed(right: Tensor, sure: Tensor, middle: float) -> Tensor:
     """Return accuracy minus confidence."""
     return right.mean() - sure.mean()
@@ -1535,7 +1541,7 @@ def calibration_cases(function: Callable[[Tensor, Tensor, int], float]) -> list[
     p = (2.5 * torch.randn(400, 5, dtype=torch.float64)).softmax(1)
     labels = torch.where(torch.rand(400) < 0.6, torch.multinomial((0.1 + p) ** 0.5, 1)[:, 0], p.argmax(1))
     p, labels = torch.cat([p, torch.eye(5, dtype=p.dtype)[:2]]), torch.cat([labels, torch.tensor([3, 4])])
-    return [float(function(p.clone(), labels.clone(), bins)) for bins in (10, 4)]
+    return [float(function(p.clone(), labels.clone(), bins)) for bins in (10, 4, 2)]
 
 
 def with_flips(
@@ -1579,7 +1585,7 @@ LESSON_06 = {
             ),
             Option(
                 "of those three or four that change what the network sees or how it steps",
-                "They do bring the most, but with the chance of ten pairs of runs on top, which is as large.",
+                "They do bring the most, and some of them clearly help; but each interval reaches below half a point.",
             ),
             Option(
                 "of one: the learning rate that rises and falls",
@@ -1723,6 +1729,7 @@ LESSON_06 = {
                 "Confidences of exactly 1 are lost: times the number of bins, they lie behind the last one, but belong "
                 "to it.",
             ),
+            Mistake(without_first, "The first bin is missing: bins are numbered from 0."),
             Mistake(
                 partial(calibration_gap, total=lambda gaps, shares: 100 * (gaps * shares).sum()),
                 "That is in percent; asked for is a number from 0 to 1.",

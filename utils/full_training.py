@@ -35,8 +35,8 @@ COLUMNS = ["run", "seed", "epoch", "step", "split", "metric", "value", "seconds"
 class Plan:
     """What is trained, and how; chosen on the validation images.
 
-    Before a plan's rows were measured, test images had been read by two shorter recipes of "photos" and a larger one of
-    "record": results/test_reads.csv lists all readings.
+    Before a plan's rows were measured, test images had been read by recipes of another length: by two shorter ones of
+    "photos", a shorter one of "long", and a larger one of "record"; results/test_reads.csv lists all readings.
     """
 
     recipe: train.Recipe
@@ -62,7 +62,7 @@ PLANS = {
     "full": Plan(FULL, CNNConfig()),
     "photos": Plan(PHOTOS, CNNConfig()),
     "long": Plan(
-        replace(record.RECIPE, epochs=24, cutout=8, ema=0.95),
+        replace(record.RECIPE, epochs=44, cutout=8, ema=0.95),
         record.RecordConfig(widths=(64, 256, 256), small=20, small_share=0.5),
         shift=1,
         join=True,
@@ -76,6 +76,13 @@ PLANS = {
 BEGIN, END = "<!-- full training: begin -->", "<!-- full training: end -->"  # around the table in README.md
 
 
+def find(plan: str) -> Plan:
+    """Return the plan of this name. Raises ValueError that lists those there are."""
+    if plan not in PLANS:
+        raise ValueError(f"unknown plan {plan!r}: choose one of {', '.join(PLANS)}")
+    return PLANS[plan]
+
+
 def measure(
     images: data.ImageData, plan: str = "full", seeds: Iterable[int] = range(5), *, progress: bool = True
 ) -> pd.DataFrame:
@@ -85,15 +92,14 @@ def measure(
     another machine; other images of the same name (another --size) get the beginning of their checksum into the name of
     their runs. Raises what `train.fit` and `ImageData.read_test` raise, ValueError for an unknown plan.
     """
-    if plan not in PLANS:
-        raise ValueError(f"unknown plan {plan!r}: choose one of {', '.join(PLANS)}")
+    chosen = find(plan)
     name = images.name if plan == "full" else f"{images.name}, {plan}"
-    images = images.join_validation() if PLANS[plan].join else images
+    images = images.join_validation() if chosen.join else images
     known = read()[1]["runs"] if exists() else {}  # rows that are damaged are told before the training, not after it
     if name in known and known[name]["data"]["checksum"] != images.checksum:
         name = f"{name}, images {images.checksum[:6]}"
     for seed in seeds:
-        seeded = replace(PLANS[plan], recipe=replace(PLANS[plan].recipe, seed=seed))
+        seeded = replace(chosen, recipe=replace(chosen.recipe, seed=seed))
         model, history = train_once(images, seeded, f"python cnn.py full, plan {plan}, seed {seed}", progress)
         save(history.assign(run=name, seed=seed)[COLUMNS], name, described(images, seeded))
         if name == SHIPPED and seed == 0:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from utils import bench, files, links
 
 BEGIN, END = "<!-- lessons: begin -->", "<!-- lessons: end -->"
@@ -55,24 +57,23 @@ def title(name: str, root: Path = files.ROOT) -> str:
     raise ValueError(f"notebooks/src/{name}.py has no heading: expected a line that begins with '# # '")
 
 
-def seconds() -> dict[str, float]:
-    """Return how long each lesson runs from a fresh kernel, on the machine of results/speed.csv."""
-    return measured("lessons", "s", "")
+def seconds(rows: pd.DataFrame) -> dict[str, float]:
+    """Return how long each lesson ran from a fresh kernel, by `rows` of results/speed.csv."""
+    return measured(rows, "lessons", "s", "")
 
 
-def memory() -> dict[str, float]:
-    """Return how many GB each lesson takes there."""
-    return measured("lessons", "GB", ", memory")
+def memory(rows: pd.DataFrame) -> dict[str, float]:
+    """Return how many GB each lesson took."""
+    return measured(rows, "lessons", "GB", ", memory")
 
 
-def on_one_core() -> dict[str, float]:
-    """Return how many seconds each lesson runs on one core without bf16 instructions."""
-    return measured("one_core", "s", ", one core, AVX2 only")
+def on_one_core(rows: pd.DataFrame) -> dict[str, float]:
+    """Return how many seconds each lesson ran on one core without bf16 instructions."""
+    return measured(rows, "one_core", "s", ", one core, AVX2 only")
 
 
-def measured(measurement: str, unit: str, suffix: str) -> dict[str, float]:
+def measured(rows: pd.DataFrame, measurement: str, unit: str, suffix: str) -> dict[str, float]:
     """Return a value a lesson of what `bench` has measured."""
-    rows = bench.measured_on()
     rows = rows[(rows["measurement"] == measurement) & (rows["unit"] == unit)]
     names = rows["what"].str.removeprefix("lesson ").str.removesuffix(suffix)
     return dict(zip(names, rows["median"], strict=True))
@@ -93,10 +94,11 @@ def expected(images_per_second: float) -> dict[str, float]:
     All of it is taken to slow down as training does, though the rest does so less; a faster machine is promised
     nothing, for the rest may be no faster there.
     """
-    rows = bench.measured_on().query("measurement == 'loop'")
-    there = rows[rows["what"].str.startswith("the course's loop, ") & (rows["unit"] == "images/s")]["median"].item()
+    rows = bench.shipped()  # of the machine that the lessons were timed on, which is not the reader's
+    loop = rows[(rows["measurement"] == "loop") & (rows["unit"] == "images/s")]
+    there = loop[loop["what"].str.startswith("the course's loop, ")]["median"].item()
     slower = max(1.0, there / images_per_second)
-    return {name: slower * time for name, time in seconds().items()}
+    return {name: slower * time for name, time in seconds(rows).items()}
 
 
 def table(took: Mapping[str, float], memory: Mapping[str, float], alone: Mapping[str, float]) -> str:
@@ -119,5 +121,6 @@ def table(took: Mapping[str, float], memory: Mapping[str, float], alone: Mapping
 
 
 def write_readme() -> None:
-    """Write the table into README.md."""
-    files.replace_block(files.ROOT / "README.md", BEGIN, END, table(seconds(), memory(), on_one_core()))
+    """Write the table into README.md, by the newest rows."""
+    rows = bench.measured_on()
+    files.replace_block(files.ROOT / "README.md", BEGIN, END, table(seconds(rows), memory(rows), on_one_core(rows)))

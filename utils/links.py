@@ -6,8 +6,7 @@
 import re
 from pathlib import Path
 
-from utils import files
-
+ROOT = Path(__file__).parent.parent  # `files` knows it too, but needs packages that the making of the site does without
 COURSE, REF = "https://github.com/cnn-course/cnn-course", "main"
 COLAB, BINDER = "https://colab.research.google.com", "https://mybinder.org"
 
@@ -47,8 +46,16 @@ def moved(text: str, course: str, ref: str) -> str:
     return re.sub(rf"{re.escape(COURSE)}(?![\w-])", course, text)
 
 
-def move(course: str, ref: str, root: Path = files.ROOT) -> list[Path]:
-    """Write another place of the course into every file below `root` that names it, and return these files."""
+def move(course: str, ref: str, root: Path = ROOT) -> list[Path]:
+    """Write another place of the course into every file below `root` that names it, and return these files.
+
+    Raises what `moved` does, and FileNotFoundError in a handout, which lacks the lessons' text twins.
+    """
+    from utils import files
+
+    if not (root / "notebooks" / "src").exists():
+        raise FileNotFoundError(f"{root} has no notebooks/src: run this in the course itself, before `make handout`")
+    course = course.removesuffix("/").removesuffix(".git")
     paths = [root / name for name in ("README.md", "CONTRIBUTING.md", "CITATION.cff", "utils/links.py")]
     paths += sorted((root / "notebooks" / "src").glob("*.py"))
     texts = {path: path.read_text(encoding="utf-8") for path in paths}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -368,6 +369,20 @@ def table(model: CNN, size: int = 28) -> str:
     return "\n".join(lines)
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """Put `model` into evaluation mode while the block runs, and give the device that it is on.
+
+    Afterwards each part is in the mode that it was in, whatever happened: a single one may be in another than the rest.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield next(model.eval().parameters()).device
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def parts(model: CNN, size: int = 28) -> Iterator[tuple[str, tuple[int, ...], int, int, int]]:
     """Yield (name, output shape, parameters, FLOPs, receptive field in pixels; 0: all) of stem, layers, head."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -380,13 +395,11 @@ def parts(model: CNN, size: int = 28) -> Iterator[tuple[str, tuple[int, ...], in
         return lambda module, inputs, output: shapes.__setitem__(name, tuple(output.shape[1:]))
 
     hooks = [module.register_forward_hook(remember(name)) for name, module in named.items()]
-    training = model.training
     counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), counter:
-            model.eval()(weight.new_zeros(1, model.config.in_channels, size, size))
+        with evaluating(model), torch.no_grad(), counter:
+            model(weight.new_zeros(1, model.config.in_channels, size, size))
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     fields = receptive_fields(model)

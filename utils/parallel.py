@@ -83,7 +83,10 @@ def join(where: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_turn() -> Iterator[None]:
-    """Let the first process of each machine run the block before the others: what it caches, they find."""
+    """Let the first process of each machine run the block before the others: what it caches, they find.
+
+    Nobody goes on before all have run it: everywhere else a process waits for a minute only.
+    """
     if size() == 1:
         yield
         return
@@ -94,6 +97,7 @@ def in_turn() -> Iterator[None]:
     yield
     if not later:
         dist.barrier(patient)
+    dist.barrier(patient)
 
 
 @contextlib.contextmanager
@@ -132,6 +136,12 @@ def synchronize_batch_norm(model: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child) is nn.BatchNorm2d and child.affine and child.track_running_stats:
                 setattr(module, name, SyncBatchNorm2d.of(child))
+    kinds = {type(module) for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    if alone := sorted(kind.__name__ for kind in kinds - {SyncBatchNorm2d}):
+        raise ValueError(
+            f"{', '.join(alone)}: on CPUs only a BatchNorm2d with γ, β and running statistics can be shared by several "
+            "processes; use one process, or --device cuda"
+        )
 
 
 def all_sum(tensor: Tensor) -> Tensor:

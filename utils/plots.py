@@ -25,7 +25,7 @@ from torch import Tensor
 
 from utils import ablation, evidence, files, train, widgets
 from utils.data import Split
-from utils.model import CNN, parts
+from utils.model import CNN, evaluating, parts
 
 BLUE, ORANGE, GREEN, VERMILION, SKY = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#56b4e9"  # seaborn's "colorblind"
 NAVY, BROWN = "#332288", "#7b3f00"  # where five colours and grey are not enough
@@ -550,15 +550,14 @@ def operation(model: CNN, name: str) -> str:
 
 def activations(model: CNN, image: Tensor) -> dict[str, Tensor]:
     """What `model` in evaluation mode makes of one image: each map of stem and layers, and each vector, from 0 to 1."""
-    training, x = model.training, image[None].to(next(model.parameters()).device)
-    found, layers = {"image": x}, {f"layer {number}": layer for number, layer in enumerate(model.layers, 1)}
-    with torch.no_grad():
-        model.eval()
+    layers = {f"layer {number}": layer for number, layer in enumerate(model.layers, 1)}
+    with evaluating(model) as where, torch.no_grad():
+        x = image[None].to(where)
+        found = {"image": x}
         for name, part in {"stem": model.stem, **layers}.items():
             x = found[name] = part(x)
         found["average"] = x.mean((2, 3))
         found["head"] = model.head(found["average"]).softmax(1)
-        model.train(training)
     for name, x in found.items():
         axes = tuple(range(2, x.ndim)) or (1,)  # a map has a scale of its own, and so has a vector
         low, high = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)

@@ -9,6 +9,7 @@ share of the run are progressive resizing (Howard 2018, in fast.ai's entry to DA
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,8 @@ class RecordNet(nn.Module):
         super().__init__()
         self.config, self.small_steps = config, small_steps if config.small else 0
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))  # so that a resumed run goes on with it
+        self.taken: int | None = None  # `step` as a Python number, for which no GPU has to wait; None: not yet known
+        self.register_load_state_dict_post_hook(forget)
         patch = 4 * in_channels
         self.whiten = kernels.Conv2d(in_channels, 2 * patch, 2)
         blocks, fan_in = [], 2 * patch
@@ -71,13 +74,22 @@ class RecordNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         scale = self.config.small / min(images.shape[2:])
-        if self.training and scale < 1 and self.step < self.small_steps:
+        if self.training and self.taken is None:
+            self.taken = int(self.step)
+        if self.training and scale < 1 and self.taken < self.small_steps:
             size = [round(scale * side) for side in images.shape[2:]]
             smaller = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
             images = smaller.to(images.dtype, memory_format=device.memory_format(images.device))
-        self.step += self.training
+        if self.training:
+            self.step += 1
+            self.taken += 1
         maps = self.blocks(F.gelu(self.whiten(images)))  # N×W×h×w
         return self.head(maps.amax((2, 3))) / self.head.in_features
+
+
+def forget(network: RecordNet, _: Any) -> None:
+    """What `network` knows of its steps may be of another one, whose state it has just taken over."""
+    network.taken = None
 
 
 def conv(fan_in: int, fan_out: int) -> nn.Conv2d:

@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from utils import checkpoint, parallel
 from utils import device as devices
 from utils.data import INPUT_NORMS, MAX_SEED, Batches, ChannelStats, ImageData, Split, input_stats
-from utils.model import CNN, is_number, is_word, option
+from utils.model import CNN, evaluating, is_number, is_word, option
 
 SCHEDULES = ("one-cycle", "cosine", "constant")
 EVAL_BATCH = 500
@@ -159,8 +159,11 @@ def fit(
     optimizer = (optimizer or make_optimizer)(model, recipe)
     schedule = make_schedule(optimizer, recipe, recipe.epochs * len(batches))
     scaler = torch.amp.GradScaler(where.type, enabled=precision == "fp16")
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+    ema = AveragedModel(model) if recipe.ema else None
     best = ema.module if ema else model  # the weights that are evaluated and kept
+    if cuda_graphs and recipe.accumulate > 1:
+        what = f"cuda_graphs=True with accumulate={recipe.accumulate}"
+        raise ValueError(f"{what}: a graph writes over the gradients that are being added up; leave one of them out")
     forward = compile_network(parallel.wrap(model), where, compiled, cuda_graphs)
 
     stateful = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler} | (
@@ -206,7 +209,7 @@ def fit(
                 scaler.update()
                 schedule.step()
                 if ema:
-                    ema.update_parameters(model)
+                    average(ema, model, recipe.ema)
                 if progress and where.type == "cpu":  # a GPU would have to stop for the numbers
                     bar.set_postfix_str(f"epoch {epoch}: {in_words(meter.result())}", refresh=False)
                 bar.update()
@@ -232,6 +235,24 @@ def fit(
     if ema:
         model.load_state_dict(ema.module.state_dict())
     return History(rows, columns=History.COLUMNS)
+
+
+@torch.no_grad()
+def average(ema: AveragedModel, model: nn.Module, decay: float) -> None:
+    """Move the averaged weights and statistics by the share 1 − `decay` towards those of `model`; copy what is counted.
+
+    `ema.update_parameters` averages counts too, which truncates them, and makes a GPU wait at every step.
+    """
+    pairs = [*zip(ema.module.parameters(), model.parameters(), strict=True)]
+    pairs += zip(ema.module.buffers(), model.buffers(), strict=True)
+    begun = ema.n_averaged > 0  # on the CPU, wherever the network is
+    averaged = [pair for pair in pairs if begun and pair[0].is_floating_point()]
+    if averaged:
+        torch._foreach_lerp_([ours for ours, _ in averaged], [theirs for _, theirs in averaged], 1 - decay)
+    for ours, theirs in pairs:
+        if not (begun and ours.is_floating_point()):
+            ours.copy_(theirs)
+    ema.n_averaged += 1
 
 
 def check_finite(model: nn.Module, validated: Mapping[str, float], step: int) -> None:
@@ -325,19 +346,16 @@ def evaluate(
         precision = "fp64"
     precision = devices.pick_precision(where, precision)
     model.to(where, devices.weight_dtype(precision))
-    was_training = model.training
     loss, correct = 0.0, 0
     shared = shared and len(split) >= parallel.size()
     part = split[parallel.rank() :: parallel.size()] if shared else split  # this process' images
     over_all = parallel.all_sum if shared else (lambda total: total)
     dtype = devices.PRECISIONS[precision]
-    model.eval()
-    with torch.inference_mode(), devices.autocast(where, precision):
+    with evaluating(model), torch.inference_mode(), devices.autocast(where, precision):
         for images, labels in Batches(part, stats, min(EVAL_BATCH, len(part)), device=where, dtype=dtype):
             logits = model(images).to(devices.weight_dtype(precision))
             loss = loss + F.cross_entropy(logits, labels, reduction="sum")
             correct = correct + (logits.argmax(1) == labels).sum()
-    model.train(was_training)
     return {"loss": float(over_all(loss)) / len(split), "accuracy": int(over_all(correct)) / len(split)}
 
 
@@ -391,7 +409,9 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) 
 def one_cycle(step: int, steps: int, warmup: float) -> float:
     """Return the share of the peak lr at `step` of `steps`: straight up over the share `warmup`, straight down to 0.
 
-    `torch.optim.lr_scheduler.OneCycleLR` does the same, but divides by zero for some small numbers of steps.
+    After Smith & Topin 2017 (https://arxiv.org/abs/1708.07120), whose cycle rises as long as it falls.
+    `torch.optim.lr_scheduler.OneCycleLR` does the same when told to be linear and to leave the momentum alone, but
+    divides by zero for some small numbers of steps.
     """
     top = warmup * steps
     return (step + 1) / (top + 1) if step < top else (steps - step) / (steps - top)
@@ -399,7 +419,7 @@ def one_cycle(step: int, steps: int, warmup: float) -> float:
 
 def random_state(where: torch.device) -> Tensor:
     """Return the state of the generator that dropout on `where` draws from."""
-    return torch.cuda.get_rng_state(where) if where.type == "cuda" else torch.get_rng_state()
+    return torch.cuda.get_rng_state(where) if where.type == "cuda" else generators(where).get_rng_state()
 
 
 def set_random_state(saved: dict[str, Any], where: torch.device) -> None:
@@ -407,8 +427,13 @@ def set_random_state(saved: dict[str, Any], where: torch.device) -> None:
     state = saved["states"][parallel.rank() % len(saved["states"])]  # of fewer processes, some draw alike
     if saved["device"] == where.type == "cuda":
         torch.cuda.set_rng_state(state, where)
-    elif saved["device"] == where.type:
-        torch.set_rng_state(state)
+    elif saved["device"] == where.type and len(state) == len(generators(where).get_rng_state()):
+        generators(where).set_rng_state(state)  # on MPS, older checkpoints have the state of another generator
+
+
+def generators(where: torch.device) -> Any:
+    """Return the module of PyTorch with the generator that dropout on `where`, which is no CUDA device, draws from."""
+    return torch.mps if where.type == "mps" else torch
 
 
 def save(out: Path, stateful: dict[str, Any], draws: dict[str, Any], identity: dict, progress: dict) -> None:
