@@ -576,25 +576,25 @@ LESSON_01 = {
     ),
     "01.scale": Quiz(
         "You feed a network bytes from 0 to 255 instead of pixels from 0 to 1: its input is 255 times as large, its "
-        "initial weights are the same. How steep is the loss now, as a function of the weights?",
+        "initial weights are the same. How curved is the loss now, as a function of the weights?",
         (
             Option(
-                "As steep as before: a scale is only a unit, and no network cares about units",
+                "As curved as before: a scale is only a unit, and no network cares about units",
                 "Its weights care: a step of one weight by 0.01 now changes the output 255 times as much.",
             ),
             Option(
-                "Much steeper, whatever network it is",
+                "Much more curved, whatever network it is",
                 "Without normalization inside, yes; but batch norm divides by the standard deviation that it finds, "
                 "and the scale is gone.",
             ),
             Option(
-                "Much steeper without batch norm, exactly as steep with it",
+                "Much more curved without batch norm, exactly as curved with it",
                 "The first batch norm divides by the standard deviation of its input: a factor cancels, and so does "
                 "its effect on every derivative behind it.",
                 right=True,
             ),
             Option(
-                "Much steeper with batch norm, because its statistics grow too",
+                "Much more curved with batch norm, because its statistics grow too",
                 "They grow, and that is the cure: what is 255 times as large is divided by 255 times as much.",
             ),
         ),
@@ -605,7 +605,8 @@ LESSON_01 = {
         (
             Option(
                 "much against both: networks need mean 0 and standard deviation 1",
-                "Against bytes, yes; pixels from 0 to 1 are near unit size already, and hardly a point behind.",
+                "Against bytes, yes; pixels from 0 to 1 are near unit size already: one or two points behind, less at equal "
+                "rates.",
             ),
             Option(
                 "little against pixels from 0 to 1, and how much hangs on the rates; far more against bytes",
@@ -626,7 +627,7 @@ LESSON_01 = {
     "01.steps": Exercise(
         expects="a function of a list of curvatures and a learning rate that returns a number of steps, or math.inf",
         right=steps_needed,
-        because="The slowest axis decides: the flattest one at small rates, the steepest one when it overshoots.",
+        because="The slowest axis decides: the flattest one at small rates, the most curved one when it overshoots.",
         mistakes=(
             Mistake(
                 partial(steps_needed, pick=min),
@@ -634,11 +635,11 @@ LESSON_01 = {
             ),
             Mistake(
                 lambda curvatures, lr: steps_needed([max(curvatures)], lr),
-                "You follow the steepest axis only: the flattest is slower, as long as nothing overshoots.",
+                "You follow the most curved axis only: the flattest is slower, as long as nothing overshoots.",
             ),
             Mistake(
                 lambda curvatures, lr: steps_needed([min(curvatures)], lr),
-                "You follow the flattest axis only: at a large rate the steepest one overshoots and is slower.",
+                "You follow the flattest axis only: at a large rate the most curved one overshoots and is slower.",
             ),
             Mistake(
                 lambda curvatures, lr: steps_needed([curvatures[0], curvatures[-1]], lr),

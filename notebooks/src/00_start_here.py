@@ -27,7 +27,8 @@
 # PyTorch (tensors, `nn.Module`); words and symbols are explained in the [glossary](../GLOSSARY.md).
 #
 # **After this lesson you can** write a residual block and a training step, and read the network and the loop around
-# them; tell from the first loss whether something is wrong; say what your machine can train, and in which time.
+# them; tell from the first loss that something is wrong (not that all is well); say what your machine can train, and in
+# which time.
 #
 # Reading takes about 20 minutes, running about one. To write all of it yourself, empty the cells of `Block`, `Net` and
 # `training` and fill them from the text (about an hour): the checks below each say whether you are there.
@@ -295,8 +296,9 @@ assert difference < 1e-9
 
 # %% [markdown]
 # So the table that the course prints is also the table of your network. Most of the weights stand in layer 4, most of
-# the work does not. (FLOPs: multiplications and additions for one image. Receptive field: the patch of the image that
-# one value has seen. It may be larger than the image; then it ends in padding.)
+# the work does not. (FLOPs: multiplications and additions for one image, in convolutions and matrix products; PyTorch
+# counts no others. Receptive field: the patch of the image that one value has seen. It may be larger than the image;
+# then it ends in padding.)
 
 # %%
 print(reference)  # NBVAL_CHECK_OUTPUT
@@ -384,7 +386,8 @@ assert difference < 1e-6
 # And your prediction? A network that knows nothing gives each of the ten classes a probability near 1/10. The loss is
 # $-\ln p$, where $p$ is the probability of the true class: $-\ln \tfrac{1}{10} = \ln 10$. When the first loss of a
 # network with normalization is far from this, something is wrong with the initialization or the input. It is the
-# cheapest test there is.
+# cheapest test there is, and a coarse one: behind batch norm a wrong scale of the input does not show (lesson 01), nor
+# do wrong labels.
 
 # %%
 print(f"ln 10 = {np.log(10):.2f}, first loss = {yours[0]:.2f}")
