@@ -203,12 +203,18 @@ def test_differences_of_unknown_variants_are_refused():
 
 
 @pytest.mark.parametrize(
-    "variants", [["he, batch", "he, none", "mine, batch", "mine, none"], [str(n) for n in range(9)]]
+    "variants",
+    [
+        ["he, batch", "he, none", "mine, batch", "mine, none"],
+        [str(n) for n in range(9)],
+        [f"{norm}, lr {lr}" for norm in ("batch", "none") for lr in (0.01, 0.03, 0.1, 0.3, 1, 3)],
+    ],
 )
 def test_every_variant_looks_different(variants):
     found = compare.looks(variants)
     assert list(found) == variants
-    assert len(set(found.values())) == len(variants)
+    drawn = {(shade, number % len(compare.DASHES)) for shade, number in found.values()}
+    assert len(drawn) == len(variants)
 
 
 def test_a_grid_has_the_colours_of_its_first_field():

@@ -102,6 +102,12 @@ def test_chance_is_seldom_taken_for_an_effect_and_an_effect_seldom_missed():
             "validation accuracy",
             "'a' has 2 learning rates",
         ),
+        (
+            pd.concat([made_up({"a": OURS, "b": THEIRS}), made_up({"a": OURS}).assign(experiment="f")]),
+            "b",
+            "validation accuracy",
+            "'a' is a variant of 2 experiments here: rename one",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(runs, baseline, metric, message):

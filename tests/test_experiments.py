@@ -198,6 +198,7 @@ def test_rows_are_read_as_they_were_measured(tiny, tmp_path, monkeypatch):
         ({"seeds": (0, 1)}, "seeds: was [0, 1, 2], is [0, 1]"),
         ({"claims": (replace(TINY.claims[0], margin=0.0),)}, "claims: was"),
         ({"vary": {"norm": ("batch", "group")}}, "none is no more"),
+        ({"vary": {"norm": ("batch", "none", "group")}}, "variants: 'group' is new"),
         ({"along": {"none": {"width": 5}}}, "none: config: width: was 4, is 5"),
     ],
 )

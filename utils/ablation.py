@@ -518,3 +518,6 @@ def without_docstrings(tree: ast.Module) -> ast.Module:
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
             del body[0]
     return tree
+
+
+code_version()  # of the code that this process has just imported, whatever is edited before its first run

@@ -80,7 +80,8 @@ def machine_of(name: str) -> dict[str, str]:
     with own_process(WHERE.get(name)) as process:
         if name == "one_core":
             call(process, keep_to, 1)()
-        return call(process, device.describe)()
+        alone = {"cores": "1", "threads": "1"} if name == "one_core" else {}  # `describe` counts all that there are
+        return call(process, device.describe)() | alone
 
 
 def keep_to(cores: int) -> None:
@@ -653,9 +654,9 @@ def machine_in_words(row: pd.Series) -> str:
     return f"{row.cores} cores of an {row.cpu} ({row.instructions}, {row.precision}), torch {row.torch}; {gpu}"
 
 
-def measured_on(dates: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return the rows of results/speed.csv of these `dates`, or else the newest of each measurement."""
-    rows = read(files.ROOT / "results" / SPEED_FILE)
+def measured_on(dates: Sequence[str] | None = None, folder: Path | None = None) -> pd.DataFrame:
+    """Return the rows of speed.csv of these `dates`, or else the newest of each measurement; `folder`: not results/."""
+    rows = read((folder or files.ROOT / "results") / SPEED_FILE)
     if dates is not None:
         return rows[rows["date"].isin(dates)]
     return rows[rows["date"] == rows.groupby("measurement")["date"].transform("max")]

@@ -1,6 +1,6 @@
 """All runs that there are, shipped ones and the reader's own, side by side: as frames, and as one HTML page.
 
-python cnn.py compare results/*.csv runs/* --out compare.html
+python cnn.py compare --out compare.html
 """
 
 import html
@@ -254,9 +254,9 @@ def differences(settings: Mapping[str, Mapping[str, Any]], a: str, b: str) -> pd
 
 def looks(variants: Sequence[str]) -> dict[str, tuple[str, int]]:
     """Return colour and number of the dash pattern of each variant: of a grid, the first field has the colour."""
-    firsts = list(dict.fromkeys(variant.partition(", ")[0] for variant in variants))
-    grid = len(firsts) < len(variants)
-    own = firsts if grid else list(variants)
+    firsts = [variant.partition(", ")[0] for variant in variants]
+    grid = len(set(firsts)) < len(variants) and max(map(firsts.count, firsts)) <= len(DASHES)  # else dashes are alike
+    own = list(dict.fromkeys(firsts if grid else variants))
     free = [shade for shade in PALETTE if shade not in map(plots.COLORS.get, own)] or list(PALETTE)
     missing = [name for name in own if name not in plots.COLORS]
     shades = {name: plots.COLORS[name] for name in own if name in plots.COLORS}
@@ -385,7 +385,14 @@ def tables(study: Study, metric: str, variants: Sequence[str], baseline: str, by
     first = next((name for name in variants if name != baseline and {name, baseline} <= study.settings.keys()), None)
     parts = [
         TABLE_STYLE,
-        rows.to_html(index=False, float_format="{:.2f}".format, na_rep="", border=0, classes="cnn-table"),
+        rows.to_html(
+            index=False,
+            float_format="{:.2f}".format,
+            formatters={"lr": lambda lr: "" if pd.isna(lr) else f"{lr:g}"},
+            na_rep="",
+            border=0,
+            classes="cnn-table",
+        ),
     ]
     if first is not None:
         diff = differences(study.settings, first, baseline)

@@ -110,13 +110,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def finals(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Return the last value of `metric` ("split name") of each run: a row a seed, a column a variant.
 
-    A run that diverged counts as guessing: accuracy 1 / classes; for other metrics it is an error.
+    A run that diverged counts as guessing: accuracy 1 / classes; for other metrics it is an error. So is a variant that
+    has several learning rates, or stands in several experiments.
     """
     split, _, name = metric.partition(" ")
     wanted = runs[(runs["split"] == split) & (runs["metric"] == name)]
     if wanted.empty and not (runs["metric"] == DIVERGED).all():  # each of a few runs may have diverged at once
         there = sorted({f"{a} {b}" for a, b in zip(runs["split"], runs["metric"], strict=True)})
         raise ValueError(f"metric={metric!r}: choose one of {', '.join(there)}")
+    several = runs.groupby("variant")["experiment"].nunique()
+    if (several > 1).any():
+        raise ValueError(f"{several.idxmax()!r} is a variant of {several.max()} experiments here: rename one of them")
     several = runs.groupby("variant")["lr"].nunique()
     if (several > 1).any():
         raise ValueError(f"{several.idxmax()!r} has {several.max()} learning rates: compare variants at their best_lr")

@@ -605,8 +605,8 @@ LESSON_01 = {
         (
             Option(
                 "much against both: networks need mean 0 and standard deviation 1",
-                "Against bytes, yes; pixels from 0 to 1 are near unit size already: one or two points behind, less at equal "
-                "rates.",
+                "Against bytes, yes; pixels from 0 to 1 are near unit size already: one or two points behind, less at "
+                "equal rates.",
             ),
             Option(
                 "little against pixels from 0 to 1, and how much hangs on the rates; far more against bytes",

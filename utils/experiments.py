@@ -476,6 +476,7 @@ def replanned(name: str) -> list[str]:
     now = declared(experiment)
     reasons = changes({key: about[key] for key in now}, now)
     checksum = ablation.load(experiment.source).checksum
+    reasons += [f"variants: {variant!r} is new" for variant in now["variants"].keys() - about["variants"].keys()]
     if about["measured_on"]["checksum"] != checksum:
         reasons.append(f"the images were others ({about['measured_on']['checksum'][:12]}, now {checksum[:12]})")
     return reasons

@@ -369,7 +369,7 @@ compare.explore(own, start="my activations")
 # %% [markdown]
 # Without a notebook, one command writes all of this into a single HTML file that needs no network, to keep or to send:
 #
-#     python cnn.py compare results/*.csv runs/* --out compare.html
+#     python cnn.py compare --out compare.html
 
 # %%
 page = compare.page(compare.studies())
