@@ -1,10 +1,12 @@
 """Quizzes and exercises: each wrong answer has its own hint, no answer raises, and no key is left over."""
 
 import inspect
+import linecache
 import math
 import re
 from dataclasses import replace
 from functools import partial
+from unittest import mock
 
 import jupytext
 import numpy as np
@@ -223,6 +225,57 @@ def test_error_in_an_answer_is_named(monkeypatch, capsys):
     monkeypatch.setitem(REGISTRY, "called", called)
     assert exercises.check("called", lambda: [][1]) is False
     assert capsys.readouterr().out == "✘ That stopped with IndexError: list index out of range. Expected a function.\n"
+
+
+def test_an_error_is_told_with_the_readers_own_line(monkeypatch, capsys):
+    source = "def answer(value):\n    return [value][3]\n"
+    name = "/tmp/ipykernel_1/2.py"
+    monkeypatch.setitem(linecache.cache, name, (len(source), None, source.splitlines(True), name))
+    exec(compile(source, name, "exec"), space := {})
+    monkeypatch.setitem(exercises.REGISTRY, "t.line", replace(NUMBER, right=abs, measure=lambda f: f(2.0)))
+    assert not exercises.check("t.line", space["answer"])
+    said = capsys.readouterr().out
+    assert "IndexError: list index out of range, at `return [value][3]`." in said
+    monkeypatch.setitem(exercises.REGISTRY, "t.line", replace(NUMBER, right=abs, measure=lambda f: float(f(2.0))))
+    assert not exercises.check("t.line", lambda value: None)
+    assert "Does your function end in a return?" in capsys.readouterr().out
+
+
+def onto_the_shortcut(block, x):
+    f = block.norm2(block.conv2(torch.relu(block.norm1(block.conv1(x)))))
+    y = block.shortcut(x)
+    y += f
+    return torch.relu(y)
+
+
+def test_block_exercise_refuses_what_overwrites_the_input_or_takes_parts_that_are_not_there(capsys):
+    assert not exercises.check("00.block", onto_the_shortcut)
+    assert "write y = y + f in place of y += f" in capsys.readouterr().out
+    assert not exercises.check("00.block", lambda block, x: block(x))
+    assert "has no attribute" in capsys.readouterr().out
+
+
+def in_single_precision(curvatures, lr):
+    slowest = (1 - lr * torch.tensor(curvatures)).abs().max()
+    if slowest >= 1:
+        return math.inf
+    return 1 if slowest == 0 else int(torch.ceil(torch.log(torch.tensor(0.01)) / torch.log(slowest)))
+
+
+def by_a_loop(curvatures, lr, most=10**6):
+    slowest, distance, steps = max(abs(1 - lr * curvature) for curvature in curvatures), 1.0, 0
+    while slowest < 1 and distance > 0.01 and steps < most:
+        distance, steps = distance * slowest, steps + 1
+    return steps if distance <= 0.01 else math.inf
+
+
+def test_steps_exercise_takes_other_right_answers_and_no_loop_that_gives_up(capsys):
+    assert exercises.check("01.steps", in_single_precision)
+    assert exercises.check("01.steps", by_a_loop)
+    capsys.readouterr()
+    assert not exercises.check("01.steps", partial(by_a_loop, most=10_000))
+    assert "gives up" in capsys.readouterr().out
+    assert not exercises.check("01.steps", lambda curvatures, lr: math.ceil(math.log(0.01) / math.log(1 - lr)))
 
 
 def test_quiet_check_is_silent_only_about_a_right_answer(number, capsys):
@@ -641,6 +694,15 @@ def test_faults_exercise_is_not_fooled(cheat, said, capsys):
     assert exercises.check("07.faults", an_epoch)
     assert not exercises.check("07.faults", partial(an_epoch, **cheat))
     assert said in capsys.readouterr().out
+
+
+def test_faults_exercise_asks_for_train_mode_also_in_a_second_epoch(capsys):
+    def as_it_is(model, *rest):
+        with mock.patch.object(model, "train"):
+            return an_epoch(model, *rest)
+
+    assert not exercises.check("07.faults", as_it_is)
+    assert "on 0 images in train mode" in capsys.readouterr().out
 
 
 def test_faults_exercise_takes_a_step_that_reads_once():

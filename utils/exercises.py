@@ -5,6 +5,7 @@ import copy
 import html
 import itertools
 import math
+import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -177,7 +178,9 @@ def judge(exercise: Exercise, answer: Any) -> tuple[bool, str]:
     try:
         got = measured(exercise, answer)
     except (Exception, SystemExit) as error:
-        return False, f"That stopped with {name_error(error)}. Expected {exercise.expects}."
+        what, place = name_error(error), own_line(error)
+        lost = " Does your function end in a return?" if "NoneType" in what and not place else ""
+        return False, f"That stopped with {what}{place}.{lost} Expected {exercise.expects}."
     right = measured(exercise, exercise.right)
     if same(got, right, exercise.tolerance):
         return True, exercise.because
@@ -192,7 +195,7 @@ def judge(exercise: Exercise, answer: Any) -> tuple[bool, str]:
 def measured(exercise: Exercise, answer: Any) -> Any:
     """Return what is compared of `answer`, from the same random numbers each time, without touching the reader's."""
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # `torch.manual_seed` sets those of all devices
         return exercise.measure(answer)
 
 
@@ -239,6 +242,13 @@ def name_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
+def own_line(error: BaseException) -> str:
+    """Return at which line of the reader's cells an exception arose, in words; nothing where it was none of them."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.line for frame in frames if "ipykernel_" in frame.filename or "<ipython-input" in frame.filename]
+    return f", at `{lines[-1]}`" if lines and lines[-1] else ""
+
+
 # ------------------------------------------------------------------------------------------------ 00 Start here
 
 
@@ -259,14 +269,26 @@ def through_block(
 
 
 def block_outputs(function: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
-    """Return what `function` makes of 3×4×6×5 activations with the parts of two blocks, one of which halves them."""
+    """Return what `function` makes of 3×4×6×5 activations with the parts of two blocks, one of which halves them.
+
+    The blocks have no other parts than those of the lesson. Raises ValueError for an output of another shape, and when
+    `function` changes the activations in place: `backward()` would need them.
+    """
     outputs = []
     for fan_out in (4, 8):
         block = Block(CNNConfig(), 4, fan_out, halve=fan_out > 4).eval()
         for norm in (part for part in block.modules() if isinstance(part, nn.BatchNorm2d)):
             for values in (norm.weight, norm.bias, norm.running_mean):
                 nn.init.normal_(values)
-        outputs.append(function(block, torch.randn(3, 4, 6, 5)).flatten())
+        for part in ("pool", "activation1", "activation2", "dropout"):
+            delattr(block, part)
+        x, shape = torch.randn(3, 4, 6, 5), (3, fan_out, *((3, 3) if fan_out > 4 else (6, 5)))
+        y = function(block, given := x.clone())
+        if not torch.equal(given, x):
+            raise ValueError("x has changed, and backward() needs it as it was: write y = y + f in place of y += f")
+        if tuple(y.shape) != shape:
+            raise ValueError(f"of {tuple(x.shape)} it makes {tuple(y.shape)}, not {shape}")
+        outputs.append(y.flatten())
     return torch.cat(outputs)
 
 
@@ -394,7 +416,10 @@ LESSON_00 = {
         right=(10, 64, 12, 10),
         because="The stem and layers 2 and 3 halve the image, and layers 2 and 3 double the channels.",
         mistakes=(
-            Mistake((10, 64, 6, 5), "Layer 1 keeps the image as the stem left it: only layers 2 to 4 halve it again."),
+            Mistake(
+                (10, 64, 6, 5),
+                "Halved once too often: the stem halves once, by its pooling, and layer 1 keeps what the stem left.",
+            ),
             Mistake((10, 64, 24, 20), "The stem pools: the image is half as large before the first layer sees it."),
             Mistake((10, 128, 12, 10), "Layer 1 has as many channels as the stem: doubling begins with layer 2."),
             Mistake((10, 64, 10, 12), "Height comes before width in N×C×H×W."),
@@ -455,6 +480,7 @@ LESSON_00 = {
 
 # ----------------------------------------------------------------------------------------- 01 Data statistics
 
+STEPS_TOLERANCE = 1e-6  # of tens of thousands of steps: a whole one counts
 Triple = tuple[float, float, float]  # how many values, their mean, their standard deviation
 
 
@@ -479,7 +505,10 @@ def averaged(a: Triple, b: Triple, *, weighted: bool) -> Triple:
 def combined_cases(function: Callable[[Triple, Triple], Triple]) -> list[list[float]]:
     """Return what `function` makes of sets that differ in count, in mean and in spread."""
     a, b, c = (2.0, 0.2, 0.1), (6.0, 0.7, 0.3), (3.0, 0.2, 0.1)
-    return [list(function(a, b)), list(function(b, c)), list(function(a, c))]
+    said = [list(function(*pair)) for pair in ((a, b), (b, c), (a, c))]
+    if len(said[0]) != 3:
+        raise ValueError(f"{len(said[0])} values came back, not three: count, mean and standard deviation")
+    return said
 
 
 def steps_needed(
@@ -503,15 +532,21 @@ def steps_needed(
 
 def steps_cases(function: Callable[[list[float], float], float]) -> list[tuple[float, float]]:
     """Return what `function` says of narrow bowls, of rates that overshoot, never settle or diverge, and of one that
-    lands at the bottom: a finite number and 0, or 0 and 1 for ∞."""
+    lands at the bottom: a finite number and 0, or 0 and 1 for ∞. Of the last one only if all the rest is right."""
     cases = [([1.0, 4.0], 0.2), ([4.0, 1.0], 0.3), ([100.0, 3.0, 1.0], 0.012), ([4.0, 1.0], 0.48), ([4.0, 1.0], 0.52)]
-    cases += [([4.0, 1.0], 0.5), ([3.0, 100.0, 1.0, 2.0], 0.0195), ([5e-4, 1.0], 1.0)]  # the last: thousands of steps
-    said = [function(list(curvatures), lr) for curvatures, lr in cases]
+    cases += [([4.0, 1.0], 0.5), ([3.0, 100.0, 1.0, 2.0], 0.0195)]
+    cases.append(([3 * 2**-15, 0.5], 1.0))  # 50,299 steps, in single precision, too
+
+    def coded(value: float) -> tuple[float, float]:
+        return (0, 1) if value == math.inf else (value, 0)
+
+    said, wanted = ([coded(f(list(curvatures), lr)) for curvatures, lr in cases] for f in (function, steps_needed))
+    if not same(said, wanted, STEPS_TOLERANCE):
+        return [*said, (0, 0)]
     try:
-        said.append(function([2.0, 2.0], 0.5))
-    except ValueError:  # math.log(0)
-        said.append(0)  # what NumPy makes of it
-    return [(0, 1) if value == math.inf else (value, 0) for value in said]
+        return [*said, coded(function([2.0, 2.0], 0.5))]
+    except (ValueError, ZeroDivisionError):  # math.log(0)
+        return [*said, (0, 0)]  # what NumPy makes of it
 
 
 LESSON_01 = {
@@ -676,7 +711,7 @@ LESSON_01 = {
             "Solve factor ** n ≤ 0.01 for n with logarithms; mind the sign of the logarithm of a number below 1.",
         ),
         measure=steps_cases,
-        tolerance=1e-5,  # of thousands of steps: a whole one counts
+        tolerance=STEPS_TOLERANCE,
     ),
 }
 
@@ -722,11 +757,17 @@ def takes(network: nn.Module, size: int) -> bool:
 
 
 def learned(network: nn.Module) -> float:
-    """Return the validation accuracy of `network` after three epochs of 1,280 images; a small one takes a second."""
+    """Return the validation accuracy of `network` after three epochs of 1,280 images, 0 when its loss diverges.
+
+    A small one takes a second.
+    """
     images = ablation.load(ablation.Source(images=1_280))
     images = replace(images, validation=images.validation[:1_000])
     recipe = train.Recipe(epochs=3, batch_size=64, lr=0.2, crop_padding=0, flip=False)
-    history = train.fit(network, images, recipe, device="cpu", precision="fp32", progress=False)
+    try:
+        history = train.fit(network, images, recipe, device="cpu", precision="fp32", progress=False)
+    except train.Diverged:
+        return 0.0
     return history.last("validation", "accuracy")
 
 
@@ -920,6 +961,13 @@ def fold(
     return folded
 
 
+def fold_with_usual_eps(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """Return what `fold` does where ε is not the norm's, but the one that is usual."""
+    norm = copy.deepcopy(norm)
+    norm.eps = 1e-5
+    return fold(conv, norm)
+
+
 def folded_outputs(function: Callable[[nn.Conv2d, nn.BatchNorm2d], nn.Conv2d]) -> Tensor:
     """Return what folded convolutions make of 2×4×6×6 activations: one with a bias, one without, and a 1×1 shortcut.
 
@@ -1010,6 +1058,7 @@ LESSON_03 = {
                 partial(fold, eps=False),
                 "You left ε out: it is part of the division, and counts where a variance is small.",
             ),
+            Mistake(fold_with_usual_eps, "You wrote ε as a number: take norm.eps, which need not be the usual 1e-5."),
             Mistake(
                 partial(fold, eps_inside=False),
                 "You add ε to the root: batch normalization adds it to the variance, under the root.",
@@ -1065,8 +1114,10 @@ def one_change(change: dict[str, Any]) -> str:
     Fields that `EXPLAINED` does not have share one name. Raises ValueError for anything but one field and its value.
     """
     if not isinstance(change, dict) or len(change) != 1:
-        raise ValueError("one field and its new value are asked for, no more and no less")
+        raise ValueError('one field and its new value are asked for, in braces: {"lr": 0.03}')
     [field] = change
+    if change[field] == getattr(FIFTY_LAYERS, field, getattr(FIFTY_LAYERS_RECIPE, field, ...)):
+        raise ValueError(f"{field} is {change[field]!r} already: change it")
     if field in SLOW:
         raise ValueError(f"{field} stays as it is here, or this check would take long")
     if field == "depth":
@@ -1504,10 +1555,11 @@ def calibration_gap(
     confidence: Callable[[Tensor, Tensor], Tensor] = lambda p, labels: p.amax(1),
     gap: Callable[[Tensor, Tensor, float], Tensor] = lambda right, sure, middle: (right.mean() - sure.mean()).abs(),
     total: Callable[[Tensor, Tensor], Tensor] = lambda gaps, shares: (gaps * shares).sum(),
+    one_in_last: bool = True,
 ) -> float:
     """Return the expected calibration error of probabilities N×K; the options are what one can get wrong."""
     sure, right = confidence(p, labels), (p.argmax(1) == labels).double()
-    place = (sure * bins).long().clamp(max=bins - 1)
+    place = (sure * bins).long().clamp(max=bins - 1 if one_in_last else bins)
     gaps, shares = [], []
     for number in place.unique():
         inside = place == number
@@ -1536,12 +1588,15 @@ def signed(right: Tensor, sure: Tensor, middle: float) -> Tensor:
 def calibration_cases(function: Callable[[Tensor, Tensor, int], float]) -> list[float]:
     """Return what `function` says of answers that are too sure where they are sure, and too modest elsewhere.
 
-    Two of them are wrong with a probability of 1, which belongs to the last bin.
+    Two of them are wrong with a probability of 1, which belongs to the last bin; and so is one of four others, whose
+    bin is too modest without it.
     """
     p = (2.5 * torch.randn(400, 5, dtype=torch.float64)).softmax(1)
     labels = torch.where(torch.rand(400) < 0.6, torch.multinomial((0.1 + p) ** 0.5, 1)[:, 0], p.argmax(1))
     p, labels = torch.cat([p, torch.eye(5, dtype=p.dtype)[:2]]), torch.cat([labels, torch.tensor([3, 4])])
-    return [float(function(p.clone(), labels.clone(), bins)) for bins in (10, 4, 2)]
+    said = [float(function(p.clone(), labels.clone(), bins)) for bins in (10, 4, 2)]
+    few = torch.tensor([[0.6, 0.4]] * 3 + [[1.0, 0.0]], dtype=p.dtype)
+    return [*said, float(function(few, torch.tensor([0, 0, 0, 1]), 2))]
 
 
 def with_flips(
@@ -1729,6 +1784,10 @@ LESSON_06 = {
                 "Confidences of exactly 1 are lost: times the number of bins, they lie behind the last one, but belong "
                 "to it.",
             ),
+            Mistake(
+                partial(calibration_gap, one_in_last=False),
+                "Confidences of exactly 1 have got a bin of their own: they belong to the last one.",
+            ),
             Mistake(without_first, "The first bin is missing: bins are numbered from 0."),
             Mistake(
                 partial(calibration_gap, total=lambda gaps, shares: 100 * (gaps * shares).sum()),
@@ -1885,12 +1944,15 @@ def watched_epoch(epoch: Epoch) -> list[str]:
         return sum(graph() is not None for graph in graphs)
 
     twin = copy.deepcopy(model)
+    model.eval()  # as the epoch before has left it
     noted = model.register_forward_hook(note)
     optimizer = torch.optim.SGD(model.parameters(), lr=FAULT_LR)
     watch, steps = Watched(images), []
     optimizer.register_step_post_hook(lambda *_: steps.append((watch.whole, watch.single, watch.numbers, alive())))
     with watch, counted_reads(watch), only_tensors(lambda: len(steps) < len(images) // FAULT_BATCH):
         result = epoch(model, optimizer, images, labels, val_images, val_labels)
+    if not torch.is_grad_enabled():
+        raise ValueError("after the epoch gradients are still off: use `with torch.inference_mode():`")
     noted.remove()
     seen, looked = ([call for call in calls if call[2] is training] for training in (True, False))
     order = check_epoch([call[0] for call in seen], len(steps), images)
@@ -2212,7 +2274,7 @@ LESSON_08 = {
         tolerance=1e-6,
         mistakes=(
             Mistake(16, "That is so with the normal quantile 1.96; Student's t is larger, and falls with n."),
-            Mistake(4, "The interval is t standard errors long on either side: you took one."),
+            Mistake(4, "Either you took one standard error in place of t of them, or √n was not squared in the end."),
             Mistake(64, "Asked for is half of the interval, to either side of the mean, not all of it."),
             Mistake(5, "√n stands under s: square, in the end, what you have found for it."),
         ),
