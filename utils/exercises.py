@@ -1725,7 +1725,7 @@ LESSON_06 = {
     ),
     "06.faithful": Quiz(
         "300 images that the network gets right. Paint over the warmest quarter of each, in its own map or in that of "
-        "another image, for each of the four layers. How many of the answers stay the same?",
+        "another image with the same answer, for each of the four layers. How many of the answers stay the same?",
         (
             Option(
                 "hardly any: what spoke for the answer is gone",

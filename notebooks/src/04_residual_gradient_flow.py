@@ -792,9 +792,8 @@ for kind in seen:
         assert arrived[2] < recorded("residual", 21, "stem.activation", "activation_gradient") / 10
         smallest = results["batch norm"].sweep["lr"].min()
         at_smallest = moved * smallest / best_lr["batch norm"]["plain, 102 layers"] * warmer
-        print(
-            f"    the same gradient in the sweep, at its smallest rate, {smallest:g}: by {at_smallest:.0f} times that"
-        )
+        print(f"    in the sweep, at its smallest rate ({smallest:g}), the same gradient would move them by", end=" ")
+        print(f"{at_smallest:.0f} times their length")
         assert at_smallest > 2
 
 # %%

@@ -666,7 +666,7 @@ for kind, row in given_back.items():
     print(f"dropout {kind:<16} new statistics give back {points(row)}")
 for kind, row in more_than_none.items():
     print(f"dropout {kind:<16} more than without dropout: {points(row)}")
-assert more_than_none["before the norm"]["high"] < 2 or len(seeds) < 5
+assert more_than_none["before the norm"]["high"] < 3 or len(seeds) < 5
 assert all(abs(row["difference"]) < 3 for row in given_back.values()), "a few points at most"
 
 # %% [markdown]
@@ -1413,9 +1413,8 @@ Markdown(f"""
 
 {listed("init")}
 
-- **Batch norm leaves nothing of He's lead** over the default (which, without a norm, also draws biases):
-  {points(lead_of_he["no norm"])} without it, {points(lead_of_he["batch norm"])} with it. There, a gain is a learning
-  rate.
+- **Batch norm leaves nothing of He's lead** over the default (which, without a norm, also draws biases): without it
+  {points(lead_of_he["no norm"])}, with it, where a gain is a learning rate, {points(lead_of_he["batch norm"])}.
 - **In depth everything multiplies**: in 102 plain layers PyTorch's default weights leave
   {factor(gains["default"], 50, "relu"):.0e} of the signal (without its biases, which keep the numbers up, but not what
   tells images apart), and He {factor(gains["he"], 50, "relu"):.0e}: the zeros of the padding count, too.

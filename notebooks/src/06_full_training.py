@@ -27,7 +27,7 @@
 # seconds; report a test accuracy that means something; examine a network beyond its accuracy; train one on images of
 # your own, and export it.
 #
-# **You need** lesson 00; lessons 03 and 05 help. Reading takes about 50 minutes, running about one.
+# **You need** lesson 00; lessons 03 and 05 help. Reading takes about 55 minutes, running about one.
 
 # %% jupyter={"source_hidden": true}
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
@@ -1283,7 +1283,8 @@ That it helps at all (interval above zero, each by itself) is shown for {sure_st
 - Its calibration error is {100 * error:.1f} points: it {tendency}. On half of the images, a temperature of
   {temperature:.2f}, fitted on the other half, brings it from {100 * before:.1f} down to {100 * after:.1f} points.
 - Painting over where Grad-CAM is warm does more harm than chance explains, against the map of another image with the
-  same answer, at layer {" and ".join(passed) or "none"}. How many more answers stay, layer by layer: {by_layer}.
+  same answer, at layer {" and ".join(passed) or "none"}. Answers that stay, own map − other map, layer by layer:
+  {by_layer}.
 - What flips and crops buy on corrupted images (small networks, mean of five severities): {corrupted}.
 - Label smoothing (small networks) changes the calibration error of images as they are by {smoothed_clean}; of corrupted
   ones by {smoothed_right} where the network without it is less than {ABOUT} points too sure, else by {smoothed_sure}

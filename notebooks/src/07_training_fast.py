@@ -223,7 +223,8 @@ def draw_waterfall(ax, speeds, here):
         gain = speeds.loc[f"gain: {name}"] if place else None
         text = f"× {gain['median']:.2f} ({gain['min']:.2f}–{gain['max']:.2f})" if place else f"{row['median']:,.0f}"
         ax.annotate(text, (row["max"], place), (6, 0), textcoords="offset points", va="center", fontsize=10)
-        ax.plot(here[name], place, "D", color=plots.ORANGE, ms=5, mec="white", label="here and now" * (place == 0))
+        mark = {"color": plots.ORANGE, "ms": 5, "mec": "white", "label": "here and now" * (place == 0)}
+        ax.plot(here[name], place + 0.4, "D", **mark)  # below the words, which it may meet
     ax.set_yticks(range(len(here)), [("+ " if place else "") + name for place, name in enumerate(here)])
     fastest = max(speeds.loc[speeds.index.str.startswith("up to"), "max"].max(), *here.values())
     ax.set(xlabel="images a second", ylim=(len(here) - 0.5, -0.6), xlim=(0, 1.3 * fastest))
