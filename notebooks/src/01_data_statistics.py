@@ -895,7 +895,8 @@ assert max(work["0-255", "no norm"]) < 0.1 * min(max(work[kind, "no norm"]) for 
 # %% [markdown]
 # With batch norm all five train alike, over the whole range. Without it, bytes need far smaller rates and reach less at
 # any of them. The initial weights are drawn for inputs near unit size. With bytes, what every layer gives is up to 255
-# times as large, logits and loss included, and every layer becomes steeper, not the first alone:
+# times as large, logits and loss included, and the loss becomes more curved along every layer's weights, not along the
+# first's alone:
 
 # %%
 first_loss = {}

@@ -1101,8 +1101,8 @@ starts with He's weights, and {mine["verdict"].iloc[2]} for one that starts with
   seeds). At one rate that is too large for the plain network, the gain is as huge as you like.
 - **What goes with it:** the scale of the weights cancels, and a step reaches further. The first step lowered the loss
   up to a rate of {reach["rate"]["batch"].min():.2g} or more with it, {reach["rate"]["none"].max():.2g} or less without
-  (n = 5 networks each). Much of this is the first gradient, {1 / factors["‖g‖"]:.2g} times as large without; by distance the
-  step reached {factors["distance"]:.2g} times as far with it (medians, each by itself).
+  (n = 5 networks each). Much of this is the first gradient, {1 / factors["‖g‖"]:.2g} times as large without; by
+  distance the step reached {factors["distance"]:.2g} times as far with it (medians, each by itself).
 - **Where it fails:** without `.eval()`, on images sorted by class: {difference(by_class, right)}.
   At a fifth of the light: {difference(dark[0][-1], right)}; new statistics alone bring back
   {difference(dark[1][-1], dark[0][-1])}.

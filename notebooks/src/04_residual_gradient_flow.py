@@ -780,7 +780,7 @@ def recorded(kind, step, layer, metric):
 swept = results["batch norm"].about["variants"]["plain, 102 layers"]
 steps_of_sweep = swept["recipe"]["epochs"] * swept["source"]["images"] // swept["recipe"]["batch_size"]
 shares = [train.one_cycle(0, steps, recipe.warmup) for steps in (steps_of_sweep, recipe.epochs * 160 // 32)]
-warmer = shares[0] / shares[1]  # of a longer run, the first step is a smaller share of the peak
+first_share = shares[0] / shares[1]  # of a longer run, the first step is a smaller share of the peak
 for kind in seen:
     arrived = [recorded(kind, step, "stem.activation", "activation_gradient") for step in (1, 11, 21)]
     moved = recorded(kind, 1, "stem.conv", "update_ratio")
@@ -791,7 +791,7 @@ for kind in seen:
         assert arrived[2] < arrived[0] / 10_000
         assert arrived[2] < recorded("residual", 21, "stem.activation", "activation_gradient") / 10
         smallest = results["batch norm"].sweep["lr"].min()
-        at_smallest = moved * smallest / best_lr["batch norm"]["plain, 102 layers"] * warmer
+        at_smallest = moved * smallest / best_lr["batch norm"]["plain, 102 layers"] * first_share
         print(f"    in the sweep, at its smallest rate ({smallest:g}), the same gradient would move them by", end=" ")
         print(f"{at_smallest:.0f} times their length")
         assert at_smallest > 2
@@ -912,9 +912,9 @@ for name, scale in (("1/n, at the start", True), ("textbook, at the start", Fals
 # %% [markdown]
 # Three networks of 102 layers: the course's that you have just trained; the same before training; and a textbook one
 # before training. How to add the paths up? Not norm to norm, as Veit et al. do: nearly all pairs of so many directions
-# are at right angles, and then the **squares** add up. The cell below checks that against the whole gradient: they agree
-# to within a factor of two or so. Whether the paths share a direction after all, or twelve of them missed the largest, it
-# cannot tell.
+# are at right angles, and then the **squares** add up. The cell below checks that against the whole gradient: the two
+# norms agree to within a factor of two or so. Whether the paths share a direction after all, or twelve of them missed
+# the largest, it cannot tell.
 
 # %%
 paths = np.array([math.comb(50, k) for k in range(51)], dtype=float)
@@ -946,7 +946,7 @@ wholes = {name: whole_gradient(each, images[:16], labels[:16]).norm().item() for
 for name, (_, _, together) in carried.items():
     print(f"{name:<23} root of the sum of squares {together:.2g}, the gradient {wholes[name]:.2g}", end="")
     print(f": {100 * (together / wholes[name]) ** 2:.0f} % of its square")
-    assert 0.4 < together / wholes[name] < 2.5
+    assert 0.25 < together / wholes[name] < 4
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(7.6, 3.1))
@@ -994,10 +994,11 @@ assert spans["textbook, at the start"][1] < 25
 # (These ranges are rather narrow: of paths of one length a few have by far the largest squares, and twelve may miss
 # them all.)
 #
-# The long paths are many. In the course's network they carry next to nothing: it begins to learn along paths that are no
-# longer than a shallow network, and its gradient does not so much *get through* all layers as *go past* most of them.
-# That is mostly the start at $1/n$, which makes the branches small; in 25 steps little has changed, and a long training
-# was not measured. In the textbook network, before training, the paths that count are only somewhat shorter than most.
+# The long paths are many. In the course's network those that were drawn carry next to nothing: as far as they tell, it
+# begins to learn along paths that are no longer than a shallow network, and its gradient does not so much *get through*
+# all layers as *go past* most of them. That is mostly the start at $1/n$, which makes the branches small; in 25 steps
+# little has changed, and a long training was not measured. In the textbook network, before training, the paths that
+# count are only somewhat shorter than most.
 #
 # If that is so, a block more or less should not matter. What do you say?
 
@@ -1300,7 +1301,7 @@ vanished, of_he = (
     arriving(part(kind="plain", norm="no norm", init=init, layers=102)).iloc[0] for init in ("default", "He")
 )
 exploded = arriving(part(kind="plain", norm="batch norm", init="He", layers=102)).iloc[0]
-along_paths = 100 * (carried["1/n, trained"][2] / wholes["1/n, trained"]) ** 2
+along = {name: 100 * (together / wholes[name]) ** 2 for name, (_, _, together) in carried.items()}
 
 # %%
 Markdown(f"""
@@ -1319,14 +1320,14 @@ wrong about the reason, as soon as there is batch norm.
   norm, the gradients a small step apart, on the way from one image to another, are unrelated (cosine
   {alike["plain", 58][:, 0].mean():+.2f}; {alike["residual", 58][:, 0].mean():+.2f} in the residual one, n = 3). And
   around trained weights the loss rises at once: at a quarter of their length {lost["plain", 58].mean():.0f} % of what
-  it had learned is gone; {lost["residual", 58].mean():.0f} % in the residual one (n = 3). The 102 layers that stay near
-  guessing were not looked at so.
-- **How the course's residual network does it:** by short paths. Add up the squares of the gradient along single paths,
-  which gives {along_paths:.0f} % of the whole gradient's square: after 25 steps half of that comes through at most
-  {middle} of 50 branches, and before them through at most {half["1/n, at the start"]}.
-  That is mostly the start at 1/n: at the textbook's it is {textbook} (bootstrap
-  {spans["textbook, at the start"][0]:.0f} to {spans["textbook, at the start"][1]:.0f}). Whether it stays so in a long
-  training was not measured.
+  it had learned is gone; {lost["residual", 58].mean():.0f} % in the residual one (n = 3). Networks of 102
+  layers, which stay near guessing, were not examined in this way.
+- **How the course's residual network does it:** as far as single paths tell, by short ones. The squares of the gradient
+  along them add up to {along["1/n, trained"]:.0f} % of the whole gradient's square after 25 steps (before them to
+  {along["1/n, at the start"]:.0f} %). Half of the sum comes through at most {middle} of 50 branches, before the steps
+  through at most {half["1/n, at the start"]}. That is mostly the start at 1/n: at the textbook's it is {textbook}
+  (bootstrap {spans["textbook, at the start"][0]:.0f} to {spans["textbook, at the start"][1]:.0f}). Whether it stays so
+  in a long training was not measured.
 """)
 
 # %% [markdown]

@@ -666,13 +666,13 @@ for kind, row in given_back.items():
     print(f"dropout {kind:<16} new statistics give back {points(row)}")
 for kind, row in more_than_none.items():
     print(f"dropout {kind:<16} more than without dropout: {points(row)}")
-assert more_than_none["before the norm"]["high"] < 3 or len(seeds) < 5
+assert abs(more_than_none["before the norm"]["difference"]) < 3
 assert all(abs(row["difference"]) < 3 for row in given_back.values()), "a few points at most"
 
 # %% [markdown]
 # So the disagreement is real, it can be calculated, and **here** it costs little or nothing where the dropout stands
 # directly in front of the norm; perhaps because it makes channels smaller without changing their order, and these
-# networks are shallow. Behind the norm the interval is wider, and a cost of some points not excluded. X. Li et al. found
+# networks are shallow. Behind the norm these few networks do not exclude a cost of some points. X. Li et al. found
 # it costly in deep networks on CIFAR. Their advice, to put dropout behind the last batch norm only, is what
 # `dropout_where="head"` does.
 #
@@ -1403,8 +1403,8 @@ Markdown(f"""
 {listed("dropout", "dropout_rate", "dropout_rate_no_norm", "dropout_full")}
 
 - **Dropout and batch norm disagree**: directly behind a dropout of {half_rate}, the variance in evaluation is
-  {shift_before:.2f} times the stored one. New statistics give back {points(given_back["before the norm"])}; with the
-  dropout behind the norm {points(given_back["behind it"])}.
+  {shift_before:.2f} times the stored one. More than without dropout, new statistics give back
+  {points(more_than_none["before the norm"])}; with dropout behind the norm {points(more_than_none["behind it"])}.
 - **Masks left on in evaluation** tell where the network errs; with the same score, 20 masks and one pass without
   masks are level ({lead["probability, 20 masks"]:+.2f} points), and the disagreement alone ranks worse
   ({lead["disagreement of 20 masks"]:+.2f} points; one network, {len(truth):,} images).

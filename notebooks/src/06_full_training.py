@@ -414,7 +414,7 @@ assert reached > 0.6 or DATA != "fashion-mnist"
 # %% [markdown]
 # The full runs come with the course: five seeds, on Fashion-MNIST and on the images of CIFAR-10 (as JPEG files; the
 # same network, the same recipe but for the harder looks and more epochs, colour images of ten other classes). A third
-# kind, of fewer seeds, is *long*: what the same loop reaches when a run may take several times as long. The same picture
+# kind is *long*: what the same loop reaches when a run may take several times as long. The same picture
 # as above, of Fashion-MNIST, a line a seed. Why is the training loss above the validation loss, when most networks are
 # better on what they have seen?
 
@@ -487,11 +487,11 @@ for (name, what), rows in reads.groupby(["data", purpose], sort=False):
 
 # %% [markdown]
 # The log holds a confession, too. On Fashion-MNIST the networks of the first day were tested before this recipe existed;
-# their numbers were known when it was put together. For CIFAR-10 the runs were first shorter, twice; after one network of
-# each had been tested, the number of epochs was raised. So it was with the *long* ones below, after three. That it would
-# help showed on the validation images as well, but the test images had been seen by then. And the record of lesson 7 was
-# first wider and longer: two networks of that kind were tested before it was made smaller and faster. A log does not
-# prevent such a thing. It makes it known.
+# their numbers were known when it was put together. For CIFAR-10 the runs were first shorter, twice; after one network
+# of each had been tested, the number of epochs was raised. That it would help showed on the validation images as well,
+# but the test images had been seen by then. That of the *long* runs below was raised, too, after three networks of the
+# shorter kind had been tested. And the record of lesson 7 was first wider and longer: two networks of that kind were
+# tested before it was made smaller and faster. A log does not prevent such a thing. It makes it known.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -506,16 +506,16 @@ for row in final.to_dict("records"):
 
 # %% [markdown]
 # The interval is of the seeds: where another network of this recipe lands, **on these test images**. Which images were
-# drawn is chance, too, and is not in it; how far that alone moves a number (95 % of the time) stands behind the ±, and it
-# is more. That is why a rival should be compared on the same images. And the networks do better on the validation images
-# than on the test images: the recipe was chosen by the former, and they are other images. How much is which, one pair of
-# sets cannot tell.
+# drawn is chance, too, and is not in it; how far that alone moves a number (95 % of the time) stands behind the ±, and
+# it is more. That is why a rival should be compared on the same images. And where both stand, the networks do better on
+# the validation images than on the test images: the recipe was chosen by the former, and they are other images. How much
+# is which, one pair of sets cannot tell.
 #
 # The long one has another network and optimizer, those of `utils/record.py`: wide convolutions behind a frozen first
 # layer, and Muon in the place of SGD. Its batches are larger, and its label smoothing is stronger. It gets the harder
 # looks, and for half of the run it sees its images smaller, which saves time. And once its recipe was frozen, the
-# validation images had done their work: it was trained on them, too. Nothing was left to choose by, and there was more to
-# learn from. (Its minutes are those of a slower machine than the others had.)
+# validation images had done their work: it was trained on them, too. Nothing was left to choose by, and there was more
+# to learn from. (The minutes are the median of the runs.)
 #
 # Two numbers to compare with, from elsewhere, both of a ResNet-18: 94.9 % on Fashion-MNIST, as submitted to [the data
 # set's own table](https://github.com/zalandoresearch/fashion-mnist) (which does not say after how many epochs), and
@@ -820,7 +820,7 @@ for layer in (1, 2, 3, 4):
     print(f"         {points(faithful[layer])}, each an image")
 highs = {layer: each["high"] for layer, each in faithful.items()}
 passed = [str(layer) for layer, high in highs.items() if high < 0]
-print(f"painting by its own map does more harm than chance explains at layer {' and '.join(passed) or 'none'}")
+print(f"more harm by its own map (interval below zero, each layer by itself): layer {' and '.join(passed) or 'none'}")
 assert min(highs.values()) < 0 < max(highs.values()) or not shipped
 assert abs(highs[3]) < 3 or not shipped, "layer 3 is at the edge"
 assert min(each["own"] for each in faithful.values()) > 50 or not shipped
@@ -979,7 +979,10 @@ for ax in axes[1]:
     ax.set_xlabel("severity")
 fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 plots.save(
-    fig, "06_corruptions", "Accuracy against severity of four corruptions: all fall; flips and crops help with rotation"
+    fig,
+    "06_corruptions",
+    "Accuracy against severity of four corruptions: all fall; flips and crops help with rotation; with strong noise the "
+    "network from above is lowest",
 )
 
 # %%
@@ -991,9 +994,9 @@ for name, (clean, noisy) in {"the network from above": above, **below}.items():
 assert not shipped or all(above[0] > each[0] and above[1] < each[1] for each in below.values())
 
 # %% [markdown]
-# The best of the three on clean images is the worst of them under strong noise. It differs from the others in everything
-# (width, images, epochs, smoothing, averaged weights) and is one network, so this does not say why; but a better network
-# need not be a more robust one. And what do flips and crops buy?
+# The best of the three on clean images is the worst of them under strong noise. It differs from the others in much
+# (width, images, epochs, batches, smoothing, averaged weights) and is one network, so this does not say why; but a
+# better network need not be a more robust one. And what do flips and crops buy?
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -1034,9 +1037,9 @@ assert not clear["harm"]
 
 # %% [markdown]
 # So flips and crops help with rotation. With noise and blur, which are not in them, the intervals leave room for a point
-# of help at most, on average; with low contrast the seeds scatter so much that they tell nothing. With a little noise, or
-# a little less contrast, they even seem to do harm; but among so many cases five seeds do not prove that. "More robust",
-# without saying against *what*, is no claim.
+# of help at most, on average; with low contrast the seeds scatter so much that they tell nothing. With a little noise,
+# or a little less contrast, flips and crops even seem to do harm; but among so many cases five seeds do not prove that.
+# "More robust", without saying against *what*, is no claim.
 #
 # The third kind of network answers a question from above: what does **label smoothing** do to calibration? The
 # calibration error in points, with it minus without, kind by kind (a question mark: the 95 % interval includes zero);
@@ -1282,9 +1285,8 @@ That it helps at all (interval above zero, each by itself) is shown for {sure_st
   other.
 - Its calibration error is {100 * error:.1f} points: it {tendency}. On half of the images, a temperature of
   {temperature:.2f}, fitted on the other half, brings it from {100 * before:.1f} down to {100 * after:.1f} points.
-- Painting over where Grad-CAM is warm does more harm than chance explains, against the map of another image with the
-  same answer, at layer {" and ".join(passed) or "none"}. Answers that stay, own map − other map, layer by layer:
-  {by_layer}.
+- Painting over where Grad-CAM is warm against painting by the map of another image with the same answer: how many more
+  answers stay, layer by layer (an interval below zero: own map, more harm): {by_layer}.
 - What flips and crops buy on corrupted images (small networks, mean of five severities): {corrupted}.
 - Label smoothing (small networks) changes the calibration error of images as they are by {smoothed_clean}; of corrupted
   ones by {smoothed_right} where the network without it is less than {ABOUT} points too sure, else by {smoothed_sure}
