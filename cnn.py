@@ -473,7 +473,7 @@ def full(
 ) -> None:
     """Train the full recipe with several seeds, test each network once, and write the runs into results/.
 
-    They take the place of those that came with the course, when this machine is another (git checkout results).
+    They take the place of rows of the same seeds; on another machine, of all rows of that plan (git checkout results).
     """
     from utils import full_training
 

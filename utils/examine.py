@@ -299,7 +299,7 @@ def export_onnx(model: CNN, card: Mapping[str, Any], path: str | Path) -> float:
     the rest of the `card` are in the metadata, as JSON.
 
     Before anything is written, onnxruntime runs it on random images. Returns the largest difference from the logits of
-    `model`; raises ValueError when that is above `TOLERANCE`, OSError when the file cannot be written.
+    `model` in fp32; raises ValueError when that is above `TOLERANCE`, OSError when the file cannot be written.
     """
     height, width = card["image_size"]
     shape = (model.config.in_channels, height, width)

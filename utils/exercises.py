@@ -179,7 +179,7 @@ def judge(exercise: Exercise, answer: Any) -> tuple[bool, str]:
         got = measured(exercise, answer)
     except (Exception, SystemExit) as error:
         what, place = name_error(error), own_line(error)
-        lost = " Does your function end in a return?" if "NoneType" in what and not place else ""
+        lost = " Does your function end in a return?" if "NoneType" in what and callable(answer) and not place else ""
         return False, f"That stopped with {what}{place}.{lost} Expected {exercise.expects}."
     right = measured(exercise, exercise.right)
     if same(got, right, exercise.tolerance):

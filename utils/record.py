@@ -74,17 +74,20 @@ class RecordNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         scale = self.config.small / min(images.shape[2:])
-        if self.training and self.taken is None:
-            self.taken = int(self.step)
-        if self.training and scale < 1 and self.taken < self.small_steps:
+        if self.training and self.counted() and scale < 1:
             size = [round(scale * side) for side in images.shape[2:]]
             smaller = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
             images = smaller.to(images.dtype, memory_format=device.memory_format(images.device))
-        if self.training:
-            self.step += 1
-            self.taken += 1
         maps = self.blocks(F.gelu(self.whiten(images)))  # N×W×h×w
         return self.head(maps.amax((2, 3))) / self.head.in_features
+
+    @torch.compiler.disable  # a number that is another one at each step: code compiled with it would be compiled anew
+    def counted(self) -> bool:
+        """Count a step, and return whether its images are to be made smaller."""
+        self.taken = int(self.step) if self.taken is None else self.taken
+        self.taken += 1
+        self.step += 1
+        return self.taken <= self.small_steps
 
 
 def forget(network: RecordNet, _: Any) -> None:
