@@ -270,8 +270,8 @@ def messages(model: nn.Module) -> list[int]:
 
     Each batch norm gathers count, mean and variance on the way there and sums two gradients on the way back; then the
     gradients of all weights are summed, and the first process hands its statistics on (DistributedDataParallel).
-    The gradients count as one message: it sends them in buckets of up to 25 MB, each of which costs a latency more.
-    To gather between two processes is half of the messages of an all-reduce, and no more bytes.
+    The gradients count as one message: it sends a first bucket of about 1 MB, then some of up to 25 MB, each of which
+    costs a latency more. To gather between two processes is half of the messages of an all-reduce, and no more bytes.
     """
     channels = [layer.num_features for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     gradients = 4 * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)

@@ -2136,12 +2136,14 @@ LESSON_07 = {
             ),
             Option(
                 "Muon: SGD takes its place",
-                "SGD, at one untuned rate, stays behind: its steps go far along few directions only, Muon's along all.",
+                "SGD, at one untuned rate and without rescaled weights, stays behind; which of the differences costs "
+                "it, three networks do not tell.",
                 right=True,
             ),
             Option(
                 "flips that alternate: they come by chance",
-                "Now and then an image is seen the same way twice in a row. Three networks cannot tell its cost.",
+                "By chance half of the images are seen the same way in two successive epochs. Three networks cannot "
+                "tell what that costs.",
             ),
             Option(
                 "none of them: a network as wide learns as much without",
@@ -2213,7 +2215,8 @@ def to_two_digits(answer: tuple) -> tuple:
 
 LESSON_08 = {
     "08.largest": Quiz(
-        "Which decision makes the largest difference to accuracy, each variant at its own best learning rate?",
+        "Which decision makes the largest difference to accuracy (in training or in validation, as its claim has it), "
+        "each variant at its own best learning rate?",
         (
             Option(
                 "doubling the channels from layer to layer, in place of keeping them constant",
