@@ -468,8 +468,8 @@ def ledger_rows() -> tuple[pd.DataFrame, pd.DataFrame]:
         for seed in range(10):
             value = accuracy + 0.0005 * (seed % 3) + (0.0002 * (seed % 2) if variant == "flips" else 0)
             value += 0.0001 * (-1) ** seed * (variant == "one-cycle")  # equal differences would be no evidence
-            rows.append([variant, 0.1, seed, 1, "validation", "accuracy", value])
-    runs = pd.DataFrame(rows, columns=["variant", "lr", "seed", "epoch", "split", "metric", "value"])
+            rows.append(["e", variant, 0.1, seed, 1, "validation", "accuracy", value])
+    runs = pd.DataFrame(rows, columns=["experiment", "variant", "lr", "seed", "epoch", "split", "metric", "value"])
     steps = [
         evidence.compare(runs[runs["variant"].isin(pair)], pair[0], margin=0.005)
         for pair in (("start", "one-cycle"), ("one-cycle", "flips"))

@@ -144,6 +144,8 @@ def shows(study):
     return turned, compare.finals(study, "train accuracy").mean().idxmax() != mean.idxmax(), clear
 
 
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution"]
+# Solution: click the dots to unfold it
 shown = {study.name: shows(study) for study in found if not study.own}
 three_things = (
     "clearly ahead at first, behind at the end",
