@@ -1527,9 +1527,9 @@ LESSON_05 = {
             ),
             Mistake(
                 partial(he, draw=partial(nn.init.kaiming_normal_, mode="fan_out")),
-                "Something arrives, but after two epochs less than half is right. Each layer needs a standard deviation "
-                "of √(2 / fan-in), its own fan-in: fan-out keeps the size of the gradients instead, and one number for "
-                "all layers suits only some.",
+                "Something arrives, but after two epochs less than half is right. Each layer needs a standard "
+                "deviation of √(2 / fan-in), its own fan-in: fan-out keeps the size of the gradients instead, and one "
+                "number for all layers suits only some.",
             ),
             Mistake(
                 with_batch_norm,
