@@ -981,8 +981,8 @@ fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", 
 plots.save(
     fig,
     "06_corruptions",
-    "Accuracy against severity of four corruptions: all fall; flips and crops help with rotation; with strong noise the "
-    "network from above is lowest",
+    "Accuracy against severity of four corruptions: all fall; flips and crops help with rotation; with strong noise "
+    "the network from above is lowest",
 )
 
 # %%
