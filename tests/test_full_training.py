@@ -130,10 +130,10 @@ def test_shipped_numbers(shipped, run):
 
 
 def test_the_record_is_what_lesson_7_says(shipped):
-    """Six minutes; with test-time views 0.3 points less than airbench94, which had 90.8 % on these images."""
+    """Six minutes a run; with test-time views, by a few hundredths of a point less than 90.8 %."""
     row = full_training.finals(shipped).set_index("run").loc["cifar10-jpeg, record"]
     assert row["n"] >= 3
-    assert row[full_training.FLIPS] >= 0.9045
+    assert row[full_training.FLIPS] >= 0.9075
     assert row["seconds"] <= 360
 
 

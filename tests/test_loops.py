@@ -113,6 +113,7 @@ def test_usual_loop_trains_on_all_images(folder, watched):
 
 def test_record_and_airbench94_train(monkeypatch, watched):
     monkeypatch.setattr(record, "RECIPE", replace(record.RECIPE, batch_size=16))
+    monkeypatch.setattr(loops, "AIRBENCH94_BATCH", 16)
     assert 1 < loops.record_run(24, steps=1) < 1e7
     assert 1 < loops.airbench94_run(steps=1) < 1e7
     assert watched.trained_on(16, 16, 16, 16)

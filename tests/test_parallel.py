@@ -1,5 +1,6 @@
 """Two processes that share a run compute what one computes, and a lost one ends the run with a message."""
 
+import itertools
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import checkpoint, data, files, parallel, train
+from utils import checkpoint, data, files, parallel, record, train
 from utils.model import CNN, CNNConfig
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -120,6 +121,22 @@ def check_gradients_of_the_default_network() -> None:
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-9, atol=1e-12)
 
 
+def check_a_first_layer_that_stops_learning() -> None:
+    """The record's biases, to which no gradient comes after two of eight steps; the processes go on together."""
+    images = data.load().take(200)
+    images = replace(images, validation=images.validation[:100])
+    recipe = replace(record.RECIPE, epochs=4, batch_size=100)
+    torch.manual_seed(0)
+    network = record.network(images, record.RecordConfig(widths=(8, 16), bias_share=0.25, small=0), recipe)
+    biases = [network.whiten.bias.detach().clone()]
+    keep = lambda _: biases.append(network.whiten.bias.detach().clone())  # noqa: E731
+    options = {"device": "cpu", "precision": "fp32", "optimizer": record.optimizer, "on_epoch": keep}
+    train.fit(network, images, recipe, progress=False, **options)
+    assert [torch.equal(*pair) for pair in itertools.pairwise(biases)] == [False, True, True, True]
+    for weight in network.parameters():
+        torch.testing.assert_close(parallel.all_sum(weight.detach()), 2 * weight.detach())
+
+
 def worker(out: str) -> None:
     """What each of the two processes of the tests does."""
     torch.set_num_threads(1)
@@ -127,6 +144,7 @@ def worker(out: str) -> None:
         check_moments_and_gradients()
         check_gradients_of_the_default_network()
         check_bf16()
+        check_a_first_layer_that_stops_learning()
         assert parallel.from_first(f"rank {parallel.rank()} ä " + "x" * parallel.rank()) == "rank 0 ä "
         model, history = twenty_steps()
         if parallel.is_first():

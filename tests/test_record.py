@@ -1,5 +1,7 @@
 """The record's network whitens, makes images smaller for a while, and trains with our loop."""
 
+import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -110,6 +112,7 @@ def test_batches_in_parts_are_small_for_as_many_steps(colours):
     net.whiten.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0].shape[2]))
     train.fit(net, colours, recipe, progress=False, optimizer=record.optimizer)
     assert seen.count(16) == 5 * 6
+    assert net.bias_steps == 5 * round(12 * SMALL.bias_share)
 
 
 @pytest.mark.parametrize("change", [{"muon": False}, {"small": 0}, {"whiten": False}])
@@ -132,7 +135,46 @@ def test_it_resumes_at_the_size_it_was_at(colours):
     for _ in range(2):
         other(colours.train.images[:2].float())
     assert seen == [SMALL.small, colours.image_size[0]]
-    assert other.step.item() == 9
+    assert other.counted() == (False, False)  # its biases, too, have had their steps
+    assert other.step.item() == 10
+
+
+@pytest.mark.parametrize(("share", "learns"), [(0.5, [True, False]), (1.0, [True, True])])
+def test_biases_of_the_first_layer_learn_for_the_first_steps_only(colours, share, learns):
+    torch.manual_seed(0)
+    net = record.network(colours, replace(SMALL, bias_share=share), RECIPE)
+    seen = [net.whiten.bias.detach().clone()]
+    keep = lambda _: seen.append(net.whiten.bias.detach().clone())  # noqa: E731
+    train.fit(net, colours, RECIPE, progress=False, optimizer=record.optimizer, on_epoch=keep)
+    assert [not torch.equal(*pair) for pair in itertools.pairwise(seen)] == learns
+
+
+def test_a_first_layer_that_is_learned_learns_to_the_end(colours):
+    config = replace(SMALL, whiten=False, bias_share=0.1)
+    assert record.network(colours, config, RECIPE).bias_steps == math.inf
+
+
+def test_trained_networks_have_gradients_at_their_images(colours):
+    net = record.network(colours, SMALL, RECIPE)
+    net.step += 100
+    pixels = torch.rand(2, 3, 32, 32, requires_grad=True)
+    net.eval()(pixels).sum().backward()
+    assert pixels.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("size", [(15, 15), (7, 7), (15, 8), (8, 15), (8, 8), (17, 17)])
+def test_what_pooling_leaves_out_is_not_computed_and_all_else_is_the_same(size):
+    torch.manual_seed(0)
+    layer = record.conv(4, 6, record.EvenConv2d).double()
+    images = torch.randn(3, 4, *size, dtype=torch.float64, requires_grad=True)
+    plain = nn.functional.conv2d(images, layer.weight, padding=1)
+    out = layer(images)
+    sides = size if max(size) > record.LARGE_MAP else [side // 2 * 2 for side in size]
+    assert list(out.shape[2:]) == list(sides)
+    torch.testing.assert_close(nn.functional.max_pool2d(out, 2), nn.functional.max_pool2d(plain, 2))
+    of_both = [nn.functional.max_pool2d(maps, 2).square().sum() for maps in (out, plain)]
+    gradients = [torch.autograd.grad(loss, (layer.weight, images)) for loss in of_both]
+    torch.testing.assert_close(*gradients)
 
 
 def test_convolutions_begin_by_handing_on_what_comes_in():

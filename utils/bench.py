@@ -165,7 +165,6 @@ def measure_record(rounds: int, images: int) -> list[Row]:
     Both have all 50,000 images of CIFAR-10. What comes before the first step, and test-time views, are not counted.
     """
     config, recipe = record.RecordConfig(), record.RECIPE
-    seen = 50_000 // recipe.batch_size * recipe.batch_size  # images of an epoch
     with own_process(CPU) as process, own_process(CPU) as plain:  # airbench94_run is for a CPU
         turns = {
             "small": call(process, loops.record_run, config.small),
@@ -175,8 +174,8 @@ def measure_record(rounds: int, images: int) -> list[Row]:
         speeds = interleave(turns, rounds)
     share = config.small_share
     by_image = [share / a + (1 - share) / b for a, b in zip(speeds["small"], speeds["whole"], strict=True)]
-    ours = [recipe.epochs * seen * seconds for seconds in by_image]
-    theirs = [loops.AIRBENCH94_EPOCHS * seen / speed for speed in speeds["airbench94"]]
+    ours = [recipe.epochs * 50_000 * seconds for seconds in by_image]
+    theirs = [loops.AIRBENCH94_EPOCHS * 50_000 / speed for speed in speeds["airbench94"]]
     side = loops.WIDE_IMAGE[1]
     return [
         row(f"the record's network, images of {config.small}×{config.small}", "images/s", speeds["small"]),

@@ -35,8 +35,9 @@ COLUMNS = ["run", "seed", "epoch", "step", "split", "metric", "value", "seconds"
 class Plan:
     """What is trained, and how; chosen on the validation images.
 
-    Before a plan's rows were measured, test images had been read by recipes of another length: by two shorter ones of
-    "photos", a shorter one of "long", and a larger one of "record"; results/test_reads.csv lists all readings.
+    Before a plan's rows were measured, test images had been read by other recipes: by two shorter ones of "photos",
+    a shorter one of "long", and of "record" a larger one and one with larger batches. results/test_reads.csv lists all
+    readings.
     """
 
     recipe: train.Recipe
@@ -62,8 +63,8 @@ PLANS = {
     "full": Plan(FULL, CNNConfig()),
     "photos": Plan(PHOTOS, CNNConfig()),
     "long": Plan(
-        replace(record.RECIPE, epochs=44, cutout=8, ema=0.95),
-        record.RecordConfig(widths=(64, 256, 256), small=20, small_share=0.5),
+        replace(record.RECIPE, epochs=44, batch_size=2000, lr=0.24, weight_decay=2e-6 * 2000, ema=0.95, cutout=8),
+        record.RecordConfig(widths=(64, 256, 256), bias_share=1.0, small=20, small_share=0.5),
         shift=1,
         join=True,
     ),

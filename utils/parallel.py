@@ -119,10 +119,14 @@ def raise_lost(cause: BaseException | None = None) -> NoReturn:
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """Return `model` so that its gradients are averaged over all processes after backward; alone, `model` itself."""
+    """Return `model` so that its gradients are averaged over all processes after backward; alone, `model` itself.
+
+    A network some of whose weights have no gradient at some steps says so by an attribute `unused_parameters`.
+    """
     if size() == 1:
         return model
-    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    unused = getattr(model, "unused_parameters", False)
+    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=unused)
 
 
 def synchronize_batch_norm(model: nn.Module) -> None:

@@ -18,9 +18,9 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/cnn-course/cnn-course/blob/main/notebooks/07_training_fast.ipynb) [![Open on Binder](https://mybinder.org/badge_logo.svg)](https://mybinder.org/v2/gh/cnn-course/cnn-course/main?labpath=notebooks/07_training_fast.ipynb)
 #
-# The same network, the same images, the same machine: one loop needs a fraction of the time of another. This lesson
-# takes a training step apart. **Where do its milliseconds go, and what makes them fewer?** Some tricks cost nothing, some
-# change what is learned, and some help on one machine and do harm on another.
+# Nearly the same network, the same images, the same machine: one loop needs a fraction of the time of another. This
+# lesson takes a training step apart. **Where do its milliseconds go, and what makes them fewer?** Some tricks cost
+# nothing, some change what is learned, and some help on one machine and do harm on another.
 #
 # **After this lesson you can** profile a training step; tell which tricks are worth it on your machine, and which only
 # seem to be; find a layer's place on a roofline; predict what a larger network, or a second machine, will cost; find what
@@ -59,7 +59,8 @@ elif missing:
 # ## The usual loop
 #
 # Most tutorials train like this: a `DataLoader` that crops, flips and normalizes **image by image**, everything in fp32,
-# batches of 128, and a loss that is read with `.item()` at every step. Here it is, with the course's network:
+# batches of 128, and a loss that is read with `.item()` at every step. Here it is, with the course's network but for one
+# thing (the first layer pools last, as in textbooks):
 #
 # ```python
 # for pixels, labels in loader:                       # torchvision transforms, image by image
@@ -85,8 +86,8 @@ exercises.quiz("07.where")
 # Do not guess, measure: `torch.profiler` writes down every operation that PyTorch carries out, and how long it took by
 # itself, without those that it called. That is a list of about a hundred names. `costs.where_time_goes` puts each where
 # it belongs: an `aten::copy_` may be a part of the data, of a convolution or of batch norm, and what was called *around*
-# it tells. Two loops, a few steps of 128 images each, on your machine's CPU: the whole lesson measures that, even beside
-# a GPU, because the shipped rows are of one.
+# it tells. Two loops, a few steps of 128 images each, on your machine's CPU. (The whole lesson measures the CPU, even if
+# there is a GPU, because the shipped rows were measured on a CPU.)
 
 # %%
 import os
@@ -152,11 +153,12 @@ for loop, share in convolutions.items():
 assert profiles.loc["convolution, backward", "the usual loop"] > profiles.loc["convolution, forward", "the usual loop"]
 
 # %% [markdown]
-# (A lower bar that says fp32 is of a CPU without instructions for bf16: it lacks that trick, and the own kernels that need
-# it.) Read it from the left. The backward pass of convolutions takes longer than their forward pass: it has to multiply
+# Read it from the left. The backward pass of convolutions takes longer than their forward pass: it has to multiply
 # twice, for the gradient with respect to the weights and for the one with respect to the input. "Everything else" is the
 # loss, the residual additions, the head, Python between the operations, and the profiler's own work. With more cores the
-# convolutions shrink and the data, which one core prepares, do not: there they may become the largest part.
+# convolutions shrink; in the upper bar the data, which one core prepares, do not, and may become the largest part. (If
+# your lower bar says fp32, your CPU has no instructions for bf16: that trick is missing there, and the own kernels that
+# need it.)
 #
 # What shrinks from the upper bar to the lower one tells what the tricks are about. But a profile does not tell **what a
 # trick brings**: for that, switch it on.
@@ -299,14 +301,16 @@ for name in ("images in one tensor", "channels last"):
 #
 # - **They hide each other.** While all the rest is slow, the images are one part of a step among others. Once it is fast,
 #   they are in the way: the DataLoader costs about as many microseconds as before (below), which are a larger factor now.
-# - **Some need each other**: most of the own kernels act in bf16 only. A larger *factor* at the end does not show that:
-#   channels last has one, too. Of no trick do the two ranges of the *time* that it saves lie apart.
+# - **Some need each other**: most of the own kernels act in bf16 only. These rows cannot show it: in both orders the
+#   kernels are measured with bf16 on. A larger *factor* at the end would be no sign of it, either. Channels last has one,
+#   too, and of each trick the two ranges of the *time* that it saves overlap.
 # - **Some bring little or nothing here.** Lists of performance tips tell you to avoid `.item()` (so does [PyTorch's
 #   guide](https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html)). On a **GPU** it makes the CPU wait
 #   until all that was handed over is done, at every step. A CPU has done its work before it goes on, so there is nothing
 #   to wait for. It is a good habit; it is no trick for this machine. Nor do these rounds show a gain from memory that is
-#   kept. Pooling before the norm leaves three quarters of the values of norm and ReLU out. By the roofline's rows, that
-#   should save some microseconds an image, and so say the medians below; but the rounds scatter by more.
+#   kept. Pooling before the norm leaves three quarters of the values of norm and ReLU out. By the times of single layers
+#   (measured further below, for the roofline) that should save some microseconds an image, and so say the medians below;
+#   but the rounds scatter by more.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -329,7 +333,7 @@ for name, kind in itertools.product(without_gain, ("gain", "gain at the end")):
 layer_ms = shipped["roofline"]["median"]
 stem = [f"stem.{part}, {way}" for part in ("norm", "activation") for way in ("forward", "backward")]
 least = 3 * 1e3 * layer_ms[stem].sum() / 512  # µs an image: these times are of 512, on a quarter of the values
-print(f"pool before norm, by the roofline's rows: {least:.0f}")
+print(f"pool before norm, by the times of its layers: {least:.0f}")
 assert all(row.min < least < row.max for row in saved["pool before norm"].itertuples())
 assert gains["bf16"] > 1.3
 assert all(rows["min"].max() < rows["max"].min() for rows in saved.values()), "the two ranges of each overlap"
@@ -359,8 +363,9 @@ assert whole["median"] > 1.3
 # Tricks that change nothing but the order of sums, or of random numbers, cannot cost accuracy on average. bf16 rounds,
 # own kernels round otherwise, pooling before norm makes another network, and larger batches another recipe. So train
 # pairs, both of the same seed: the loop in batches of 128 with all tricks, against the same without one of them
-# (without bf16, the own kernels go, too); and batches of 512 against it. (The learning rate grows with the batch, in
-# proportion: [Goyal et al. 2017](https://arxiv.org/abs/1706.02677).)
+# (without bf16, the own kernels go, too); and batches of 512 against it, for as many images, which is a quarter of the
+# steps. (The learning rate grows with the batch, in proportion: [Goyal et al.
+# 2017](https://arxiv.org/abs/1706.02677).)
 
 # %%
 cost = shipped["learning"]
@@ -426,7 +431,7 @@ plots.save(fig, "07_target", "Images and seconds to the target accuracy: small b
 ratio = {name: reached.loc[f"to 85%: usual loop against {name}"] for name in list(labels)[1:]}
 for name, row in ratio.items():
     print(f"seconds to 85 %, usual loop against {labels[name]!r}: × {said(row)}".replace("\\n", " "))
-needed, steps = reached[reached["unit"] == "images"], {}
+needed, taken, steps = reached[reached["unit"] == "images"], reached[reached["unit"] == "s"], {}
 for name, size in (("pool before norm", 128), ("batches of 512", 512)):
     row = needed.loc[f"to 85%: {name}"]
     steps[size], low, high = (row[column] / size for column in ("median", "min", "max"))
@@ -436,11 +441,14 @@ assert 0.8 < steps[128] / steps[512] < 1.25, "about as many"
 assert ratio["pool before norm"]["min"] > 1.2
 assert ratio["batches of 512"]["median"] < 1, "images a second are not learning a second"
 assert ratio["batches of 512"]["max"] > 1, "by the median"
+assert needed.loc["to 85%: batches of 512", "min"] > needed.loc["to 85%: pool before norm", "max"], "images"
+assert taken.loc["to 85%: batches of 512", "min"] > taken.loc["to 85%: pool before norm", "max"], "seconds"
 
 # %% [markdown]
-# Look at the last trick again. In the waterfall, batches of 512 are faster. In seconds to 85 %, by the median, they give
-# that back, and more (but the range goes beyond 1): about as many steps are needed as with 128 images, and each has four
-# times as many. A rate four times as high did not make up for that. ([Goyal et al.
+# Look at the last trick again. In the waterfall, batches of 512 are faster. To 85 %, every run with them took longer than
+# any in batches of 128 with the same tricks: about as many steps are needed, and each has four times as many images. By
+# the median, that gives back all that the other tricks had brought against the usual loop, and more (that range goes
+# beyond 1). A rate four times as high did not make up for it. ([Goyal et al.
 # 2017](https://arxiv.org/abs/1706.02677) let it rise slowly, as one-cycle does; here it is constant. What a warm-up would
 # change was not measured.) **Images a second are not learning a second.**
 #
@@ -657,7 +665,8 @@ print((100 * by_kind).map("{:.1f} %".format).rename(columns={"ms": "time"}).to_s
 # Over all layers, FLOPs do order them, roughly: the expensive ones are convolutions, and those have most FLOPs. But that
 # is all they can do. Norms, ReLUs and pooling have next to no FLOPs and take a good part of the time. How much, FLOPs
 # cannot say, and bytes alone cannot either: compare the last two columns. And among convolutions a FLOP has no fixed
-# price (the one whose padding the own kernel leaves out is not compared; the others' include that of their padding):
+# price. (One of them is left out here: its kernel skips the padding, so that the formula counts FLOPs that it does not
+# do. The others do carry out those of their padding.)
 
 # %%
 cheap = [kind for kind in by_kind.index if kind not in ("convolution", "head")]
@@ -733,9 +742,11 @@ assert threads.iloc[0] / threads.iloc[-1] > 1.2
 # %% [markdown]
 # Upward, by width and by depth, twice the FLOPs cost less than twice the time; for larger images the rounds do not rule
 # out twice. Between depth and width they show no clear order. (What it brings in accuracy is another matter: lesson 02.)
-# **Downward, less is saved than the FLOPs promise.** Three things can be behind that, and these rows do not tell them
-# apart: each operation has a fixed cost, the passes over memory shrink by half only, and convolutions of few channels
-# get less out of the multiplier. And twice the images take twice the time, within the noise.
+# **Downward, less is saved than the FLOPs promise.** Each operation has a fixed cost. With half the channels, moreover,
+# the FLOPs of most convolutions fall to a quarter but the passes over memory to a half, and fewer channels get less out
+# of the multiplier. With smaller images the weights stay as many, and with them the optimizer's work. Which of these it
+# is, these rows do not tell. Twice the images take twice the time, within the noise; and two threads are not twice as
+# fast as one: the last line says what the second one brings.
 #
 # ## Two processes, eight machines
 #
@@ -803,7 +814,7 @@ print(f"of that, talking: predicted {guessed:.0f} ms, measured {talking:.0f} ms:
 waiting = 1e3 * len(sent) * model.latency
 print(f"{waiting / guessed:.0%} of the predicted talking is the latency of its {len(sent)} messages")
 assert waiting / guessed > 0.9
-assert abs(error) < 0.25
+assert -0.25 < error < 0
 assert 0.4 < guessed / talking < 0.6, "of the talking itself, about half"
 
 # %% [markdown]
@@ -817,8 +828,8 @@ assert 0.4 < guessed / talking < 0.6, "of the talking itself, about half"
 #
 # Now extrapolate, with the same model. In a ring of $p$ processes an all-reduce of $n$ bytes takes $2(p - 1)$ messages,
 # one after the other, of $n/p$ bytes each ([Thakur et al. 2005](https://doi.org/10.1177/1094342005051521); [Patarasuk &
-# Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002)). Between two that is two messages, which our $\alpha$ and
-# $\beta$ are of; so the time is
+# Yuan 2009](https://doi.org/10.1016/j.jpdc.2008.09.002)). Between two processes that is two messages of $n/2$ bytes, and
+# our $\alpha$ is the latency of both together. So one message costs $\alpha/2 + \beta n/p$, and all of them
 #
 # $$T(n, p) = (p - 1)\,\alpha + \frac{2 (p - 1)}{p}\, \beta n$$
 #
@@ -829,7 +840,7 @@ assert 0.4 < guessed / talking < 0.6, "of the talking itself, about half"
 # | network | ResNet-50: 25.6 million weights, gradients of 4 bytes each; 8.2 GFLOP forward an image, three times that a step |
 # | data | ImageNet: 1.28 million images of 224×224, 256 a GPU and step |
 # | a GPU | 60 TFLOP/s sustained, about what [NVIDIA's own script](https://github.com/NVIDIA/DeepLearningExamples) reaches on an A100 with this network |
-# | links | bandwidth, and latency of an all-reduce between two: NVLink 200 GB/s, 20 µs, up to 8 GPUs; PCIe 12 GB/s, 30 µs, up to 8 GPUs; Ethernet 10 Gbit/s, 100 µs |
+# | links | bandwidth, and latency of an all-reduce between two: NVLink 200 GB/s, 20 µs, up to 8 GPUs; PCIe 12 GB/s, 30 µs, up to 8 GPUs; Ethernet, one GPU a machine, each with its own 10 Gbit/s, 100 µs |
 # | overlap | none: nobody talks while calculating |
 # | gradients | all in one message |
 
@@ -883,6 +894,12 @@ assert efficiency(8, "NVLink")[0] > efficiency(8, "PCIe")[0] > efficiency(8, "10
 # %%
 plots.explore(draw_scaling, "images a GPU", {f"{n}": n for n in (8, 16, 32, 64, 128, 256, 512)}, start="64")
 
+# %% jupyter={"source_hidden": true} tags=["solution"]
+# Solution: click the dots to unfold it
+latency, bandwidth = LINKS["10 Gbit Ethernet"]
+by_ethernet = costs.Talk(latency, 1 / bandwidth).seconds(4 * WEIGHTS, 8)
+print(f"{by_ethernet * SUSTAINED / FLOPS:.0f} images")
+
 # %% [markdown]
 # The batch grows with the machines, and a learning rate that suits it has to grow, too. [Goyal et al.
 # 2017](https://arxiv.org/abs/1706.02677) found how far that goes: in proportion, with a warm-up, up to 8,192 images.
@@ -896,7 +913,7 @@ plots.explore(draw_scaling, "images a GPU", {f"{n}": n for n in (8, 16, 32, 64, 
 # follows is a network after its ideas, for two cores: one more `nn.Module`, in `utils/record.py`, that our loop trains
 # like any other.
 #
-# | idea | why it might help | instead |
+# | idea | why it might help | when left out (empty: not tried) |
 # |---|---|---|
 # | **wide convolutions of stride 1**, with pooling in between | large products, right of the ridge, come near the peak | |
 # | **a frozen first layer that whitens** patches of 2×2 pixels | neighbours are alike; what is new in each is there from the first step on | a first layer that learns |
@@ -907,7 +924,9 @@ plots.explore(draw_scaling, "images a GPU", {f"{n}": n for n in (8, 16, 32, 64, 
 # **Whitening** you can check by hand. The layer has each filter twice, once with its sign turned, since the activation
 # that follows cuts off most of what is negative. What leaves the first half of the filters should have no correlation
 # left from channel to channel (lesson 01 has that picture for pixels), and a variance of 1. (All of it about zero: the
-# mean of normalized pixels is near it.)
+# mean of normalized pixels is near it.) The filters are computed once and stay. Their biases learn, for the first tenth
+# of the run (airbench94's: for three of eight epochs); after that the way back ends one layer earlier, and that layer has
+# the largest maps.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -927,6 +946,21 @@ for name, values in {"pixels of a patch": patches, "whitened": white}.items():
     print(f"{name:<17} largest correlation {apart:.2f}, variances {low:.2f} to {high:.2f}")
 assert apart < 0.01
 assert (moments.diagonal() - 1).abs().max() < 0.05
+
+# %% [markdown]
+# **Pooling** by 2×2 drops the last row and column of a map with an odd number of them. The convolution in front of it
+# need not compute what is dropped, and the network stays the same. (The largest odd maps are an exception: there, padding
+# one side apart takes as long as it saves.)
+
+# %%
+# NBVAL_CHECK_OUTPUT
+layer = record.conv(8, 8, record.EvenConv2d)
+for side in (15, 11, 7, 5):  # of the record's smaller maps, for images of 32 and of 24 pixels
+    maps = torch.randn(2, 8, side, side)
+    all_of_it, cut = F.conv2d(maps, layer.weight, padding=1), layer(maps)
+    torch.testing.assert_close(F.max_pool2d(cut, 2), F.max_pool2d(all_of_it, 2))
+    saved = 1 - cut.numel() / all_of_it.numel()
+    print(f"{side}×{side}: {saved:.0%} fewer numbers to compute, the same {side // 2}×{side // 2} maxima")
 
 # %% [markdown]
 # **Muon** takes the gradient of a weight (with momentum) as a matrix, an output channel a row. The *singular value
@@ -962,8 +996,9 @@ print("largest by smallest singular value:", ", ".join(f"{what} {ratio:,.1f}" fo
 
 # %% [markdown]
 # Now leave out one of the ideas for which there is another, and train for as many epochs: all training images of CIFAR-10
-# (the JPEG copies that lesson 06 used), each network tested once. (The recipe is not the first that was tested: lesson 06
-# has the log.) What wide convolutions and small images bring in accuracy is not measured. Which idea costs most?
+# (the JPEG copies that lesson 06 used), each network tested once: every image as it is, and then with *flips and shifts*,
+# mirrored and moved by a pixel, the answers averaged. (The recipe is not the first that was tested: lesson 06 has the
+# log.) What wide convolutions and small images bring in accuracy is not measured. Which idea costs most?
 
 # %%
 exercises.quiz("07.record")
@@ -976,7 +1011,9 @@ runs, _ = full_training.read()
 runs = runs[runs["run"].str.startswith(RECORD)]
 views = runs[(runs["split"] == "test") & (runs["metric"] == full_training.FLIPS)]
 views = 100 * views.pivot(index="seed", columns="run", values="value")  # percent, a row a seed
-seconds = runs[runs["run"] == RECORD].groupby("seed")["seconds"].max().median()
+of_run = runs.groupby(["run", "seed"])["seconds"].max().groupby("run").median()
+seconds, learned = of_run[RECORD], of_run[f"{RECORD}, first layer learned"]
+assert runs.groupby("run")[["epoch", "step"]].max().drop_duplicates().shape[0] == 1, "all of one recipe"
 changed = {
     "a first layer that learns": "first layer learned",
     "SGD instead of Muon": "SGD",
@@ -994,7 +1031,7 @@ ax.set_yticks(range(len(left_out)), left_out)
 ax.set(ylim=(len(left_out) - 0.5, -0.5), xlabel="test accuracy, flips and shifts, against the record (points)")
 ax.set_title(f"paired by seed, 95 % interval, n = {len(views)}", loc="left", fontsize=10)
 plots.save(
-    fig, "07_record", "Accuracy with an idea left out: SGD loses about two points, the other intervals touch zero"
+    fig, "07_record", "Accuracy with an idea left out: SGD loses most, the other intervals reach to zero and beyond"
 )
 
 # %%
@@ -1006,29 +1043,35 @@ one_look = f"{plain['accuracy']:.2f} % ({plain['low']:.2f} to {plain['high']:.2f
 print(f"the record: {looks} of the test images right, {one_look} without")
 print(f"(95 % intervals, n = {len(views)}); {seconds:.0f} s a run")
 assert left_out["SGD instead of Muon"]["high"] < 0
-assert all(row["high"] > 0 for what, row in left_out.items() if "SGD" not in what), "three networks cannot tell"
+assert (views[f"{RECORD}, SGD"] < views[RECORD]).all(), "with all three seeds"
+assert all(row["low"] < 0 < row["high"] for what, row in left_out.items() if "SGD" not in what), "cannot tell"
 for what, row in left_out.items():
     print(f"{what:<26} {evidence.points(row, 2)}")
 corrected = dict(zip(left_out, evidence.holm([row["p"] for row in left_out.values()]), strict=True))
 print(f"SGD instead of Muon, corrected for three (Holm): p = {corrected['SGD instead of Muon']:.3f}")
+print(f"with a first layer that learns a run takes {learned / seconds - 1:.0%} longer")
 by_idea = ", ".join(f"{what} {evidence.points(row, 2)}" for what, row in left_out.items())
 
 # %% [markdown]
 # Of the three, only leaving out Muon has an interval apart from zero: given as many epochs, SGD stays behind, with all
-# three seeds. (These intervals are not corrected for being three; the *p* of Holm's method stands above.) But that
-# leaves out more than orthogonal steps. With Muon the convolutions' weights are brought back to a fixed norm before each
-# step, without weight decay, and the momentum is 0.6. With SGD nothing rescales them, weight decay and momentum (0.85)
-# are airbench94's, and there is one learning rate: converted from the one that airbench94 had before Muon, for batches
-# of 1,024, and not tuned here. Which of these costs the points, this does not tell.
+# three seeds. (Of three comparisons, one looks clear by chance more easily than a single one. Holm's method, which lesson
+# 08 explains, corrects for that: its *p* stands above.) But that leaves out more than orthogonal steps. With Muon the
+# convolutions' weights are brought back to a fixed norm before each step, without weight decay, and the momentum is 0.6.
+# With SGD nothing rescales them, weight decay and momentum (0.85) are airbench94's, and there is one learning rate: the
+# one that airbench94 had before Muon, for batches of 1,024, in proportion, and not tuned here. Which of these costs the
+# points, this does not tell.
 #
-# What the whitening layer and the alternating flips bring, three networks cannot tell. That is not to say nothing:
-# airbench94's author trained hundreds of networks to see tenths of a point, and lesson 08 computes why.
+# What the whitening layer and the alternating flips bring in accuracy, three networks cannot tell. That is not to say
+# nothing: airbench94's author trained hundreds of networks to see tenths of a point, and lesson 08 computes why. What a
+# frozen layer does bring is time: one that learns, biases and all, needs its gradients to the end.
 #
 # How fast is it, beside the original? Seconds depend on the machine, so `python cnn.py bench record` times both in turn:
 # a few steps of ours, and of airbench94's network, batch size and optimizer in plain PyTorch and bf16, from which it
-# reckons the seconds of a run. (So ours differ from those of the whole runs above, which had a faster machine of the same
-# name, and the ratio is one session's.) These are seconds alone: what accuracy airbench94 has on these JPEG copies is not
-# measured here, and its 94 % are of the original pixels.
+# reckons the seconds of a run. Neither learns the first layer's biases meanwhile, so what these cost is missing on both
+# sides, more of it on airbench94's. Ours include augmentation and averaged weights; airbench94's get one batch that
+# lies ready. (The whole runs above took longer than is reckoned here, for one because of those biases.) These are
+# seconds alone: what accuracy airbench94 has on these JPEG copies is not measured here, and its 94 % are of the
+# original pixels.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -1041,7 +1084,7 @@ sides = [what for what in raced.index if what.startswith("the record's network")
 smaller = raced.loc[sides[1], "median"] / raced.loc[sides[0], "median"]
 print(f"an image of {record.RecordConfig().small} pixels a side takes {smaller:.0%} of the time of a whole one")
 assert against["min"] > 1
-assert raced.loc[f"the record, {record.RECIPE.epochs} epochs", "min"] > seconds, "the whole runs had a faster machine"
+assert raced.loc[f"the record, {record.RECIPE.epochs} epochs", "max"] < seconds, "whole runs take longer"
 
 # %% [markdown]
 # ## Your turn: five faults
@@ -1129,8 +1172,9 @@ print(f"{gained:.1f} times as fast")
 # %% [markdown]
 # ## Your turn: below which roof?
 #
-# A machine can calculate 800 GFLOP/s and move 40 GB/s. A 1×1 convolution turns 64 channels into 32, everything in fp32
-# (4 bytes a number). Its weights are few: leave them out. Which **share of the peak** can it reach at most?
+# A machine can calculate 800 GFLOP/s and move 40 GB/s. A 1×1 convolution turns 64 channels into 32, forward: each number
+# that comes in is read once and each that goes out is written once, in fp32 (4 bytes a number). A multiplication with its
+# addition is two FLOPs. Its weights are few: leave them out. Which **share of the peak** can it reach at most?
 
 # %%
 share = ...  # a number between 0 and 1
@@ -1163,8 +1207,9 @@ Markdown(f"""
   tensors free (× {said(kept)}).
 - **Only with the right instructions**: bf16. With AVX2 alone it is × {narrow["median"]:.2f}.
 - **Change what is learned**: pooling before the norm ({points_of["pool before norm"]}: no cost shown; the gain, about
-  {least:.0f} µs an image by the roofline, is too small for these rounds), and batches of
-  512 ({points_of["batches of 512"]}), at rates in proportion, not tuned; n = {n_pairs} pairs.
+  {least:.0f} µs an image by the times of its layers, is too small for these rounds), and batches of 512
+  ({points_of["batches of 512"]}) for as many images, so a quarter of the steps, at rates in proportion, not tuned;
+  n = {n_pairs} pairs.
 - **Seconds to 85 %**, of the usual loop against all tricks: {target["pool before norm"]} in batches of 128,
   {target["batches of 512"]} in batches of 512, at rates in proportion, not tuned. Images a second are not learning a
   second.
@@ -1176,10 +1221,11 @@ Markdown(f"""
   {twice["layers"]}, by larger images {twice["side of the image"]} (by the medians, and by the rounds' ranges).
 - **A record of our own**: {one_look} of CIFAR-10's JPEG copies, {looks} at test time, in {seconds:.0f} s (means, 95 %
   intervals, and the median time, of n = {len(views)}). An idea left out, with flips and shifts: {by_idea}.
-  SGD comes without rescaling, with another decay and momentum, and at one untuned rate.
-- **Talking** takes {1e3 * model.latency:.1f} ms an all-reduce, and a second for {1e-9 / model.per_byte:.1f} GB: that
-  predicts a shared step to {abs(error):.0%}, but only {guessed / talking:.0%} of the talking in it; nearly all of
-  what is predicted is the latency of {len(sent)} messages.
+  SGD comes without rescaling, with another decay and momentum, and at one untuned rate; corrected for three
+  comparisons, its p is {corrected["SGD instead of Muon"]:.3f}.
+- **Talking**, as fitted, takes {1e3 * model.latency:.1f} ms an all-reduce (the rounds of small ones scatter), and a
+  second for {1e-9 / model.per_byte:.1f} GB: that predicts {-error:.0%} too little for a shared step, and of the talking
+  in it {guessed / talking:.0%}; nearly all of what is predicted is the latency of {len(sent)} messages.
 """)
 
 # %% [markdown]
