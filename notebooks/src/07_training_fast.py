@@ -26,7 +26,7 @@
 # seem to be; find a layer's place on a roofline; predict what a larger network, or a second machine, will cost; find what
 # slows a loop down.
 #
-# **You need** lesson 00; batch norm (lesson 03) helps. Reading takes about 50 minutes, running about one.
+# **You need** lesson 00; batch norm (lesson 03) helps. Reading takes about 60 minutes, running about one.
 
 # %% jupyter={"source_hidden": true}
 # Find the course, so that `import utils` works in Jupyter, on Binder and on Colab. Running this twice does no harm.
