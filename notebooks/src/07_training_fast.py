@@ -1206,10 +1206,9 @@ Markdown(f"""
 - **Nothing that these rounds show**: no `.item()` at every step (× {said(item)}, on a CPU), and keeping the memory that
   tensors free (× {said(kept)}).
 - **Only with the right instructions**: bf16. With AVX2 alone it is × {narrow["median"]:.2f}.
-- **Change what is learned**: pooling before the norm ({points_of["pool before norm"]}: no cost shown; the gain, about
-  {least:.0f} µs an image by the times of its layers, is too small for these rounds), and batches of 512
-  ({points_of["batches of 512"]}) for as many images, so a quarter of the steps, at rates in proportion, not tuned;
-  n = {n_pairs} pairs.
+- **Change what is learned** (n = {n_pairs} pairs): pooling before the norm ({points_of["pool before norm"]}: no cost
+  shown; the gain, some {least:.0f} µs an image by its layers' times, is too small for these rounds), and batches of
+  512 ({points_of["batches of 512"]}), for as many images, so a quarter of the steps, at rates in proportion, not tuned.
 - **Seconds to 85 %**, of the usual loop against all tricks: {target["pool before norm"]} in batches of 128,
   {target["batches of 512"]} in batches of 512, at rates in proportion, not tuned. Images a second are not learning a
   second.
@@ -1221,8 +1220,7 @@ Markdown(f"""
   {twice["layers"]}, by larger images {twice["side of the image"]} (by the medians, and by the rounds' ranges).
 - **A record of our own**: {one_look} of CIFAR-10's JPEG copies, {looks} at test time, in {seconds:.0f} s (means, 95 %
   intervals, and the median time, of n = {len(views)}). An idea left out, with flips and shifts: {by_idea}.
-  SGD comes without rescaling, with another decay and momentum, and at one untuned rate; corrected for three
-  comparisons, its p is {corrected["SGD instead of Muon"]:.3f}.
+  SGD (p of Holm {corrected["SGD instead of Muon"]:.3f}) has no rescaling, other settings, and one untuned rate.
 - **Talking**, as fitted, takes {1e3 * model.latency:.1f} ms an all-reduce (the rounds of small ones scatter), and a
   second for {1e-9 / model.per_byte:.1f} GB: that predicts {-error:.0%} too little for a shared step, and of the talking
   in it {guessed / talking:.0%}; nearly all of what is predicted is the latency of {len(sent)} messages.
