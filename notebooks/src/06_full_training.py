@@ -492,8 +492,9 @@ for (name, what), rows in reads.groupby(["data", purpose], sort=False):
 # but the test images had been seen by then. That of the *long* runs below was raised, too, after three networks of the
 # shorter kind had been tested: by a trend on the validation images, where so many epochs themselves were not tried. And
 # the record of lesson 7 was first wider and longer: two networks of that kind were tested before it was made smaller and
-# faster, and three (with nine more that lack an idea) before its batches were halved, its rates adapted to them, which had
-# helped on images kept apart, and an epoch was added. A log does not prevent such a thing. It makes it known.
+# faster, and three (with nine more that lack an idea) before its batches were halved, with rates to suit, and an epoch was
+# added. On training images kept apart, smaller batches had looked better, by one network each; ten epochs were not tried
+# there. A log does not prevent such a thing. It makes it known.
 
 # %%
 # NBVAL_CHECK_OUTPUT
