@@ -199,12 +199,13 @@ class Lesson:
     """A lesson in a page of the browser; cells are numbered from 0, those of text too."""
 
     def __init__(self, browser: Any, address: str, name: str) -> None:
-        self.name, self.errors = name, []
+        self.name, self.errors, self.choosers = name, [], []
         self.page = browser.new_page(viewport={"width": 1280, "height": 900})
         self.page.set_default_timeout(1000 * SHORTLY)
         self.page.on("pageerror", lambda error: self.errors.append(f"{error} {error.stack}"))
         self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
         here = address.partition("/lab")[0]
+        self.page.on("filechooser", self.choosers.append)
         self.page.route(lambda url: not url.startswith(here), self.stand_in)
         self.page.goto(address.format(f"notebooks/{name}.ipynb"))
         self.page.wait_for_function(READY)
@@ -306,6 +307,18 @@ class Lesson:
             if box.is_checked() != checked:
                 return
         raise AssertionError(f"the box stays {'checked' if checked else 'unchecked'}")
+
+    def open_file_chooser(self, number: int, **button: str) -> Any:
+        """Press Space on a `button` of a cell, and again if nothing opens: on busy machines Chromium may drop a key."""
+        self.choosers.clear()
+        for _ in range(20):
+            self.go_to(number)
+            self.tab_to(number, **button)
+            self.page.keyboard.press("Space")
+            self.page.wait_for_timeout(500)
+            if self.choosers:
+                return self.choosers[0]
+        raise AssertionError(f"no file chooser opens from {button} in cell {number}")
 
     def draw(self, canvas: Any) -> None:
         """Draw a stroke with the mouse."""

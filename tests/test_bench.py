@@ -206,7 +206,7 @@ def test_a_process_of_its_own_gets_its_environment_and_this_one_keeps_its_own():
     ("arguments", "message"),
     [
         ({"rounds": 0}, "rounds=0: expected at least 1"),
-        ({"images": 100}, "images=100: expected at least one batch"),
+        ({"images": 100}, "images=100: expected at least two batches"),
         ({"names": ["speed"]}, "unknown measurement 'speed': choose from all, loop, frameworks"),
     ],
 )

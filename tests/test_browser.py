@@ -140,11 +140,8 @@ def test_own_image_is_uploaded_and_drawn(lesson, tmp_path):
         wanted = ["Upload an image (0)", "pen", "thickness", "Ask", "Clear", "invert: swap dark and light"]
         assert [name for name in dict.fromkeys(names) if name in wanted] == wanted
         Image.linear_gradient("L").save(tmp_path / "own.png")
-        lesson.go_to(number)
-        lesson.tab_to(number, name="Upload an image (0)")
-        with lesson.page.expect_file_chooser() as chooser:
-            lesson.page.keyboard.press("Space")
-        lesson.after(number, partial(chooser.value.set_files, tmp_path / "own.png"), "pictures")
+        chooser = lesson.open_file_chooser(number, name="Upload an image (0)")
+        lesson.after(number, partial(chooser.set_files, tmp_path / "own.png"), "pictures")
         lesson.tab_to(number, name="invert: swap dark and light")
         lesson.press(number, "Space", "pictures")
         lesson.draw(lesson.cell(number).locator("canvas"))

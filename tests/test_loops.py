@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import astuple, replace
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -109,6 +110,11 @@ def test_loops_train_on_all_images_after_an_epoch_that_is_not_counted(loop, watc
 def test_usual_loop_trains_on_all_images(folder, watched):
     assert 1 < loops.usual(folder, 2 * SIZE, workers=0) < 1e7
     assert watched.trained_on(SIZE, SIZE)
+
+
+def test_first_step_of_the_usual_loop_is_not_counted(folder, watched, monkeypatch):
+    monkeypatch.setattr(loops, "time", SimpleNamespace(perf_counter=itertools.count(1).__next__))
+    assert loops.usual(folder, 3 * SIZE, workers=0) == 2 * SIZE, "a second passes from look to look"
 
 
 def test_record_and_airbench94_train(monkeypatch, watched):

@@ -45,8 +45,8 @@ def speed(names: Sequence[str] = ("loop",), rounds: int = 5, images: int = 12_28
     """Make the measurements called `names` (of `MEASUREMENTS`, or "all"), print them, append them to results/speed.csv.
 
     Whatever is compared runs in turn, `rounds` times after a first round that warms up and is not counted, on `images`
-    training images. Returns the rows. Raises ValueError for an unknown name, for fewer than one round or than one batch
-    of images, and ModuleNotFoundError for "frameworks" without the packages of requirements-bench.txt.
+    training images. Returns the rows. Raises ValueError for an unknown name, for no round or fewer than two batches of
+    images, and ModuleNotFoundError for "frameworks" without the packages of requirements-bench.txt.
     """
     pinned = hasattr(os, "sched_setaffinity")  # Linux alone keeps a process to some cores
     names = [name for name in MEASUREMENTS if pinned or name != "one_core"] if "all" in names else names
@@ -57,8 +57,8 @@ def speed(names: Sequence[str] = ("loop",), rounds: int = 5, images: int = 12_28
         raise ValueError("measurement 'one_core' needs Linux, where a process can be kept to one core: leave it out")
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: expected at least 1")
-    if images < train.Recipe.batch_size:
-        raise ValueError(f"images={images}: expected at least one batch, {train.Recipe.batch_size}")
+    if images < 2 * train.Recipe.batch_size:
+        raise ValueError(f"images={images}: expected at least two batches, {2 * train.Recipe.batch_size}")
     if "frameworks" in names:
         frameworks.check_installed()
     path, machines, measured = files.results_dir() / SPEED_FILE, [], []

@@ -1,9 +1,9 @@
 """The course's network in the training loops of PyTorch Lightning and fastai, to compare their speed with ours.
 
 Each loop twice: as the framework's tutorials set it up, and at its best settings, on images that lie in memory. All
-train one epoch with the course's batch size and optimizer, clocked from the first batch at hand until the last step is
-done. Set-up, the start of workers, checkpoints and validation are not counted; nor is a first epoch of the course's own
-loop (`loops.speed_of`), while theirs count their first step.
+train one epoch with the course's batch size and optimizer, clocked from the end of the first step, in which memory is
+taken, to that of the last. Set-up, checkpoints and validation are not counted; nor is a first epoch of the course's own
+loop (`loops.speed_of`).
 """
 
 import contextlib
@@ -39,24 +39,22 @@ class Clock:
 
     def __init__(self, expected: int, where: torch.device) -> None:
         self.expected, self.where = expected, where
-        self.images, self.begin, self.end = 0, 0.0, 0.0
-
-    def start(self) -> None:
-        """The next batch is at hand; the first one starts the clock."""
-        self.begin = self.begin or time.perf_counter()
+        self.images, self.first, self.begin, self.end = 0, 0, 0.0, 0.0
 
     def count(self, images: int) -> None:
-        """A step on so many images is done; the last one stops the clock."""
-        self.images += images
-        if self.images == self.expected and self.where.type != "cpu":
+        """A step on so many images is done; the first one starts the clock, and the last one stops it."""
+        first, self.images = self.images == 0, self.images + images
+        if (first or self.images == self.expected) and self.where.type != "cpu":
             torch.accelerator.synchronize()  # a GPU may still be at work
         self.end = time.perf_counter()
+        if first:
+            self.first, self.begin = images, self.end
 
     def speed(self) -> float:
         """Return the images per second. Raises RuntimeError if the framework trained on too many, or too few."""
         if self.images != self.expected:
             raise RuntimeError(f"trained on {self.images} images: expected {self.expected}")
-        return self.images / (self.end - self.begin)
+        return (self.images - self.first) / (self.end - self.begin)
 
 
 def lightning_speed(loader: DataLoader) -> float:
@@ -158,9 +156,6 @@ def fit_with_lightning(
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     class Stopwatch(pl.Callback):
-        def on_train_batch_start(self, *_: Any) -> None:
-            clock.start()
-
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             clock.count(len(batch[1]))
 
@@ -186,9 +181,6 @@ def fit_with_fastai(
 
     class Stopwatch(Callback):
         order = 100  # after all others: what they do at the end of a step is part of it
-
-        def before_batch(self) -> None:
-            clock.start()
 
         def after_batch(self) -> None:
             clock.count(len(self.yb[0]))

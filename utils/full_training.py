@@ -59,6 +59,7 @@ class Plan:
 
 
 RECORD = Plan(record.RECIPE, record.RecordConfig(), shift=1, join=True)
+NARROW = replace(RECORD, network=replace(RECORD.network, widths=(32, 128, 160)))
 PLANS = {
     "full": Plan(FULL, CNNConfig()),
     "photos": Plan(PHOTOS, CNNConfig()),
@@ -72,6 +73,8 @@ PLANS = {
     "record, first layer learned": replace(RECORD, network=replace(RECORD.network, whiten=False)),
     "record, SGD": replace(RECORD, network=replace(RECORD.network, muon=False)),
     "record, random flips": replace(RECORD, recipe=replace(RECORD.recipe, alternate=False)),
+    "record, half as wide": NARROW,
+    "record, half as wide, as long": replace(NARROW, recipe=replace(NARROW.recipe, epochs=28)),  # as many seconds
     "record, one size": replace(RECORD, network=replace(RECORD.network, small=0)),
 }
 BEGIN, END = "<!-- full training: begin -->", "<!-- full training: end -->"  # around the table in README.md

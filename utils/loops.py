@@ -381,7 +381,7 @@ def lay_out_for_torchvision(folder: Path) -> None:
 def usual(folder: str, images: int, workers: int, stats: data.ChannelStats | None = None) -> float:
     """Return the images per second of the loop that tutorials show: fp32, N×C×H×W in memory, `.item()` every step.
 
-    The clock starts with the first batch at hand: starting the DataLoader's workers is not counted.
+    The clock starts after the first step: the start of the DataLoader's workers and taking memory are not counted.
     """
     recipe, where = train.Recipe(epochs=1), device.pick()
     loader = usual_loader(folder, images, recipe, workers, stats)
@@ -389,9 +389,8 @@ def usual(folder: str, images: int, workers: int, stats: data.ChannelStats | Non
     model = CNN(CNNConfig()).to(where)
     optimizer = train.make_optimizer(model, recipe)
     schedule = train.make_schedule(optimizer, recipe, len(loader))
-    running_loss, correct, total, begin = 0.0, 0, 0, None
+    running_loss, correct, counted, begin = 0.0, 0, 0, None
     for pixels, labels in loader:
-        begin = begin or time.perf_counter()
         pixels, labels = pixels.to(where), labels.to(where)
         optimizer.zero_grad()
         logits = model(pixels)
@@ -401,8 +400,9 @@ def usual(folder: str, images: int, workers: int, stats: data.ChannelStats | Non
         schedule.step()
         running_loss += loss.item()
         correct += (logits.argmax(1) == labels).sum().item()
-        total += len(labels)
-    return total / (time.perf_counter() - begin)
+        counted += len(labels) if begin else 0
+        begin = begin or time.perf_counter()
+    return counted / (time.perf_counter() - begin)
 
 
 def command(runner: list[str], images: int) -> float:
