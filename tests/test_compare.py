@@ -1,6 +1,7 @@
 """What is compared is what was measured: shipped rows, the reader's sweeps and runs; the page shows that."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from scipy import stats
 
 from utils import ablation, compare, evidence, experiments, files, train
 from utils.model import CNNConfig
+from utils.tables import ResultsError
 
 SETTINGS = {"config": {"norm": "batch", "width": 4}, "recipe": {"epochs": 2}, "source": {"name": "clothes"}}
 CHROMIUM = shutil.which("chromium")
@@ -182,8 +184,46 @@ def test_curves_have_the_t_interval_and_the_chosen_axis(study):
     smooth = compare.curves(study, "validation accuracy", smoothing=2)
     assert smooth["x"].tolist() == [1, 2, 1, 2]
     assert smooth["mean"].iloc[1] == pytest.approx(frame["mean"].iloc[:2].mean())
+    alone = compare.curves(replace(study, rows=study.rows[study.rows["seed"] == 0]), "validation accuracy")
+    assert alone["half"].isna().all(), "of one run there is no interval"
     with pytest.raises(ValueError, match="axis='steps': choose epoch or seconds"):
         compare.curves(study, "validation accuracy", "steps")
+
+
+def test_the_interval_of_a_smoothed_curve_is_that_of_smoothed_runs(study):
+    frame = compare.curves(study, "validation accuracy", smoothing=2)
+    runs = study.rows.query("variant == 'a' and metric == 'accuracy'").groupby("seed")["value"].mean()
+    low, high = stats.t.interval(0.95, len(runs) - 1, runs.mean(), stats.sem(runs))
+    last = frame[(frame["variant"] == "a") & (frame["epoch"] == 2)].iloc[0]
+    assert (last["mean"] - last["half"], last["mean"] + last["half"]) == pytest.approx((low, high))
+
+
+def test_what_is_not_finite_is_a_gap_and_never_the_best(study):
+    rows = study.rows.copy()
+    loss = (rows["variant"] == "a") & (rows["seed"] == 0) & (rows["metric"] == "loss")
+    rows.loc[loss & (rows["epoch"] == 2), "value"] = math.inf
+    rows.attrs = study.rows.attrs
+    study = replace(study, rows=rows)
+    table = compare.summary(study, "validation loss", ["a", "b"], "b").set_index("variant")
+    assert table["n"].to_dict() == {"a": 4, "b": 5}
+    assert table[["mean", "difference"]].loc["a"].notna().all()
+    assert compare.curves(study, "validation loss")["n"].tolist() == [5, 4, 5, 5]
+    curve, finals = (compare.as_json(study)["variants"][0][what]["validation loss"] for what in ("curves", "finals"))
+    assert [len(curve["runs"]), "0" in finals] == [5, False]
+    assert compare.clean(curve["runs"][0])[1] is None
+
+
+def test_two_runs_of_one_seed_are_told(tmp_path):
+    write(tmp_path / "own.csv", rows_of("a", range(3)) + rows_of("a", range(2, 4)) + rows_of("b", range(3)))
+    with pytest.raises(ResultsError, match=r"own.csv has two runs of the variant 'a' with seed 2: expected one; give"):
+        compare.studies([tmp_path / "own.csv"])
+
+
+def test_runs_that_end_at_different_epochs_are_told(study):
+    short = study.rows[(study.rows["seed"] > 0) | (study.rows["epoch"] == 1)]
+    table = compare.summary(replace(study, rows=short), "validation accuracy", ["a", "b"], "b")
+    assert table["epochs"].tolist() == ["1–2", "1–2"]
+    assert compare.summary(study, "validation accuracy", ["a"], "b")["epochs"].tolist() == ["2"]
 
 
 def test_runs_that_diverged_count_as_guessing_and_have_no_loss(study):
@@ -195,6 +235,9 @@ def test_runs_that_diverged_count_as_guessing_and_have_no_loss(study):
     assert compare.finals(study, "validation accuracy").loc[7, "b"] == 0.1
     assert pd.isna(compare.finals(study, "validation loss").loc[7, "b"])
     assert compare.as_json(study)["variants"][1]["diverged"] == 1
+    legend = compare.figure(study, "validation accuracy", ["a", "b"], "b").axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b (1 diverged)"]
+    assert compare.summary(study, "validation accuracy", ["a", "b"], "b")["diverged"].tolist() == [0, 1]
 
 
 def test_differences_of_unknown_variants_are_refused():
@@ -271,7 +314,7 @@ def test_what_is_not_known_is_sorted_last_either_way(clicks, tmp_path):
     known = {"a": 0.3, "c": 0.1, "e": 0.2}
     rows = [row for name in "abcde" for row in rows_of(name, range(3 if name in known else 1), known.get(name, 0.0))]
     write(tmp_path / "own.csv", rows, "abcde")
-    script = "document.querySelectorAll('#table button')[4].click();" * clicks  # "low"
+    script = "document.querySelectorAll('#table button')[5].click();" * clicks  # "low"
     shown = in_browser(compare.studies([tmp_path / "own.csv"]), tmp_path, script)
     table = shown[shown.index('<table id="table">') : shown.index("Settings that differ")]
     order = re.findall(r'<td class="">(\w)</td>', table)
@@ -303,6 +346,20 @@ def test_browser_shows_the_differences_that_evidence_gives(study, tmp_path):
     assert "They are the same." in shown
 
 
+@needs_chromium
+def test_browser_draws_gaps_where_there_is_no_number_and_no_band_of_one_run(study, tmp_path):
+    rows = pd.concat([study.rows, *(study.rows.assign(epoch=study.rows["epoch"] + more) for more in (2, 4))])
+    rows = rows[(rows["variant"] == "a") | (rows["seed"] == 0)]  # five runs of a, and one of b
+    gone = (rows["variant"] == "b") & (rows["epoch"] == 3) & (rows["metric"] == "accuracy")
+    rows.loc[gone, "value"] = math.nan
+    rows.attrs = study.rows.attrs
+    shown = in_browser([replace(study, rows=rows)], tmp_path)
+    curves = shown[shown.index('<figure id="curves"') : shown.index("Differences")]
+    assert [curves.count(f"<{kind}") for kind in ("polygon", "polyline")] == [1, 3], "a whole, b in two parts"
+    assert "NaN" not in curves
+    assert '<td class="number">6</td>' in shown, "the epochs"
+
+
 # ------------------------------------------------------------------------------------------------- in a notebook
 
 
@@ -323,7 +380,7 @@ def test_figure_draws_the_chosen_variants_and_their_differences(study):
     fig = compare.figure(study, "validation loss", ["a", "b"], "b", "seconds", smoothing=2)
     top, bottom = fig.axes
     assert [text.get_text() for text in top.get_legend().get_texts()] == ["a", "b"]
-    assert top.get_xlabel() == "seconds of training"
+    assert top.get_xlabel() == "seconds of training, as the clock ran"
     assert [label.get_text().partition(":")[0] for label in bottom.get_yticklabels()] == ["a"]
     assert len(compare.closed(fig).axes) == 2
 

@@ -135,6 +135,11 @@ def of_file(path: Path) -> Study:
         rows.attrs = dict(known.get("measured_on", {}))
     except (AttributeError, TypeError, ValueError) as error:
         raise ResultsError(f"{path.stem}.json does not say which variants there are: {remedy}") from error
+    twice = rows[rows.duplicated(["variant", "lr", "seed", "epoch", "split", "metric"])]
+    if len(twice):
+        variant, seed = twice[["variant", "seed"]].iloc[0]
+        what = f"{path.name} has two runs of the variant {variant!r} with seed {seed}"
+        raise ResultsError(f"{what}: expected one; give each a seed of its own, or a file")
     if (rows.groupby("variant")["lr"].nunique() > 1).any():  # a sweep: each rate of each variant by itself
         pairs = rows[["variant", "lr"]].drop_duplicates().itertuples(index=False)
         settings = {f"{variant}, lr {lr:g}": {**settings.get(variant, {}), "lr": lr} for variant, lr in pairs}
@@ -191,28 +196,55 @@ def curves(study: Study, metric: str, axis: str = "epoch", smoothing: int = 1) -
     """Return a row for each (variant, epoch): x, mean, half of the 95 % interval, n, of `metric` ("split name").
 
     x is the epoch or, for axis="seconds", the median of the seeds' seconds. `smoothing` is over how many epochs, the
-    last ones, mean and half are averaged. Raises ValueError for other axes.
+    last ones, each run is averaged first. Of a single run there is no interval: half is NaN. Raises ValueError for
+    other axes.
     """
     if axis not in ("epoch", "seconds"):
         raise ValueError(f"axis={axis!r}: choose epoch or seconds")
-    split, _, name = metric.partition(" ")
-    rows = study.rows[(study.rows["split"] == split) & (study.rows["metric"] == name)]
     frames = []
     for variant in study.variants:
-        mine = rows[rows["variant"] == variant]
-        values = mine.pivot(index="epoch", columns="seed", values="value")
-        x = mine.groupby("epoch")["seconds"].median() if axis == "seconds" else values.index.to_series()
-        frame = pd.DataFrame({"x": x, "mean": values.mean(axis=1), "half": plots.half_intervals(values)})
-        frame[["mean", "half"]] = frame[["mean", "half"]].rolling(smoothing, min_periods=1).mean()
-        frames.append(frame.assign(variant=variant, n=values.count(axis=1)).reset_index())
+        values, seconds = runs_by_epoch(study, variant, metric)
+        values = values.rolling(smoothing, min_periods=1).mean().where(values.notna())  # no run is drawn beyond its end
+        x, n = seconds if axis == "seconds" else values.index.to_series(), values.count(axis=1)
+        frame = pd.DataFrame({"x": x, "mean": values.mean(axis=1), "half": plots.half_intervals(values).where(n > 1)})
+        frames.append(frame.assign(variant=variant, n=n).reset_index())
     return pd.concat(frames, ignore_index=True)
+
+
+def runs_by_epoch(study: Study, variant: str, metric: str) -> tuple[pd.DataFrame, pd.Series]:
+    """Return `metric` of each run of a variant, a row an epoch and a column a seed, and the seeds' median seconds.
+
+    What is not finite is NaN.
+    """
+    split, _, name = metric.partition(" ")
+    rows = study.rows
+    mine = rows[(rows["variant"] == variant) & (rows["split"] == split) & (rows["metric"] == name)]
+    values = mine.pivot(index="epoch", columns="seed", values="value").replace([math.inf, -math.inf], math.nan)
+    return values, mine.groupby("epoch")["seconds"].median()
+
+
+def diverged(study: Study) -> dict[str, int]:
+    """Return how many runs of each variant diverged."""
+    broken = study.rows[(study.rows["metric"] == train.DIVERGED) & (study.rows["value"] > 0)]
+    return broken.groupby("variant").size().reindex(study.variants, fill_value=0).to_dict()
+
+
+def length(rows: pd.DataFrame) -> str:
+    """Return at which epoch the runs in `rows` end: "10", or "3–10" if not all at the same."""
+    last = rows.groupby("seed")["epoch"].max()
+    return "–".join(str(epoch) for epoch in dict.fromkeys((last.min(), last.max())))
 
 
 def finals(study: Study, metric: str) -> pd.DataFrame:
     """Return the last value of `metric` of each run, a row a seed, a column a variant, as `evidence.finals` does.
 
-    Where runs that diverged have no such value, those are left out.
+    Where runs that diverged have no such value, those are left out; what is not finite is NaN.
     """
+    return all_finals(study, metric).replace([math.inf, -math.inf], math.nan)
+
+
+def all_finals(study: Study, metric: str) -> pd.DataFrame:
+    """Return the last value of `metric` of each run that has one, finite or not."""
     try:
         return evidence.finals(study.rows, metric)
     except ValueError:
@@ -223,18 +255,21 @@ def finals(study: Study, metric: str) -> pd.DataFrame:
 
 
 def summary(study: Study, metric: str, variants: Sequence[str], baseline: str) -> pd.DataFrame:
-    """Return a row for each of `variants`: n, mean, seconds, lr, and the paired difference from `baseline`, if any.
+    """Return a row for each of `variants`: n, how many runs diverged, at which epoch they end, mean, seconds, lr.
+
+    And the paired difference from `baseline`, if any.
 
     Accuracies are in percent, their differences in points, as `plots` shows them. Two seeds in common are needed for a
     difference, which is NaN without them.
     """
-    table, factor, rows = finals(study, metric), plots.scale_of(metric), []
+    table, factor, broken, rows = finals(study, metric), plots.scale_of(metric), diverged(study), []
     for variant in variants:
         values = table[variant].dropna() if variant in table else pd.Series(dtype=float)
         pair = table[[variant, baseline]].dropna() if {variant, baseline} <= set(table) else pd.DataFrame()
         mine = study.rows[study.rows["variant"] == variant]
         seconds = mine.groupby("seed")["seconds"].max().median()
-        row = {"variant": variant, "n": len(values), "mean": factor * values.mean(), "seconds": seconds}
+        row = {"variant": variant, "n": len(values), "diverged": broken[variant], "epochs": length(mine)}
+        row |= {"mean": factor * values.mean(), "seconds": seconds}
         row |= {"lr": mine["lr"].iloc[0], "difference": math.nan, "low": math.nan, "high": math.nan}
         if variant != baseline and len(pair) > 1:
             found = evidence.paired(factor * pair[variant].to_numpy(), factor * pair[baseline].to_numpy())
@@ -277,8 +312,15 @@ def figure(
     fig, (top, bottom) = plt.subplots(
         2, 1, figsize=(7.4, 3.6 + 0.42 * len(rows)), height_ratios=[3.2, 0.5 + 0.42 * len(rows)]
     )
-    draw_curves(top, curves(study, metric, axis, smoothing), looks(study.variants), variants, metric)
-    top.set(xlabel="seconds of training" if axis == "seconds" else "epoch")
+    names = {name: name + (f" ({broken} diverged)" if broken else "") for name, broken in diverged(study).items()}
+    draw_curves(
+        top,
+        curves(study, metric, axis, smoothing),
+        looks(study.variants),
+        {name: names[name] for name in variants},
+        metric,
+    )
+    top.set(xlabel="seconds of training, as the clock ran" if axis == "seconds" else "epoch")
     top.xaxis.get_major_locator().set_params(integer=axis == "epoch")
     for place, row in enumerate(rows.itertuples()):
         shade = looks(study.variants)[row.variant][0]
@@ -291,25 +333,28 @@ def figure(
     bottom.spines["left"].set_visible(False)
     bottom.axvline(0, color=plots.GREY, lw=1)
     bottom.set_xlabel("points" if plots.scale_of(metric) == 100 else "nats")
+    if not len(rows):
+        bottom.text(0.5, 0.5, "no two seeds in common", transform=bottom.transAxes, ha="center", va="center")
     bottom.set_title(plots.plain(f"difference from {baseline}: paired by seed, 95 % interval"), loc="left")
     return fig
 
 
 def draw_curves(
-    ax: Axes, frame: pd.DataFrame, shown: Mapping[str, tuple], variants: Sequence[str], metric: str
+    ax: Axes, frame: pd.DataFrame, shown: Mapping[str, tuple], names: Mapping[str, str], metric: str
 ) -> None:
-    """Draw the curves of `variants` in a frame of `curves`, named in a legend beside them."""
-    factor, frame, lines = plots.scale_of(metric), frame[frame["variant"].isin(variants)], []
-    for variant in variants:
+    """Draw those variants of a frame of `curves` that `names` has, in a legend beside them by what it calls them."""
+    factor, frame, lines = plots.scale_of(metric), frame[frame["variant"].isin(names)], []
+    for variant, name in names.items():
         mine, (shade, dash) = frame[frame["variant"] == variant], shown[variant]
         x, y, half = mine["x"], factor * mine["mean"], factor * mine["half"]
-        lines += ax.plot(x, y, color=shade, ls=DASHES[dash % len(DASHES)], lw=1.8, label=plots.plain(variant))
+        lines += ax.plot(x, y, color=shade, ls=DASHES[dash % len(DASHES)], lw=1.8, label=plots.plain(name))
         ax.fill_between(x, y - half, y + half, color=shade, alpha=0.2, lw=0)
     if factor == 100:  # the t interval of two or three seeds may reach beyond what an accuracy can be
         low, high = ax.get_ylim()
         ax.set_ylim(max(low, -1), min(high, 101))
     n = f"{frame['n'].min()} to {frame['n'].max()}".removeprefix(f"{frame['n'].max()} to ")
-    ax.set_title(f"{metric} ({'% correct' if factor == 100 else 'nats'}): mean of {n} seeds, 95 % band", loc="left")
+    how = f"mean of {n} seeds, 95 % band" if frame["n"].max() > 1 else "one seed: no interval"
+    ax.set_title(f"{metric} ({'% correct' if factor == 100 else 'nats'}): {how}", loc="left")
     # Given as handles, since a legend by itself leaves out names that begin with "_".
     ax.legend(handles=lines, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=2.6)
 
@@ -350,10 +395,15 @@ def explore(found: Sequence[Study], start: str) -> None:
         return by_name[study.value], metric.value, ticked, baseline.value
 
     def draw(_: Any = None) -> None:
-        if not settings()[2]:
-            return  # between two choices, or nothing is ticked
+        ticked = bool(settings()[2])
+        for button in buttons:
+            button.disabled = not ticked
+        if not ticked:  # or between two choices
+            about.value = "<p>No variant is ticked: tick one to see it.</p>"
+            return
         fig = closed(figure(*settings(), axis.value, smoothing.value))
-        handle[0] = plots.show_png(plots.quick_png(fig), plots.described(fig, study.value), handle[0]) or handle[0]
+        words = f"{plots.described(fig, study.value)}: {in_words(*settings())}"
+        handle[0] = plots.show_png(plots.quick_png(fig), words, handle[0]) or handle[0]
         about.value = f"<p>{html.escape(by_name[study.value].question)}</p>"
         table.value = tables(*settings(), order.value)
 
@@ -371,6 +421,13 @@ def explore(found: Sequence[Study], start: str) -> None:
         control.observe(draw, "value")
     for button in buttons:
         button.on_click(export)
+
+
+def in_words(study: Study, metric: str, variants: Sequence[str], baseline: str) -> str:
+    """Return the differences that the figure shows, for those who cannot see it."""
+    rows = summary(study, metric, variants, baseline).dropna(subset=["difference"])
+    found = [f"{row.variant} {row.difference:+.2f} ({row.low:+.2f} to {row.high:+.2f})" for row in rows.itertuples()]
+    return ", ".join(found) or "no two seeds in common"
 
 
 def closed(fig: Figure) -> Figure:
@@ -450,31 +507,29 @@ def as_json(study: Study) -> dict[str, Any]:
     """Return a study as the page has it: of each variant the curves, the last value of each seed, the settings."""
     there = {f"{split} {name}" for split, name in study.rows[["split", "metric"]].drop_duplicates().to_numpy()}
     metrics = [metric for metric in METRICS if metric in there]
-    by_epoch = {metric: curves(study, metric) for metric in metrics}
-    by_time = curves(study, metrics[0], "seconds") if metrics else pd.DataFrame(columns=["variant", "x"])
-    last = {metric: finals(study, metric) for metric in metrics}
-    variants = []
+    last, broken, variants = {metric: finals(study, metric) for metric in metrics}, diverged(study), []
     for variant, (shade, dash) in looks(study.variants).items():
-        mine = {metric: frame[frame["variant"] == variant] for metric, frame in by_epoch.items()}
-        lines = {
-            m: {"x": f["x"].tolist(), "y": rounded(f["mean"]), "half": rounded(f["half"])} for m, f in mine.items()
-        }
+        lines = {}
+        for metric in metrics:
+            values, seconds = runs_by_epoch(study, variant, metric)
+            runs = [rounded(values[seed]) for seed in values]
+            lines[metric] = {"x": values.index.tolist(), "seconds": rounded(seconds, 2), "runs": runs}
         ends = {
             m: {str(s): round(v, 5) for s, v in f[variant].dropna().items()} for m, f in last.items() if variant in f
         }
         rows = study.rows[study.rows["variant"] == variant]
-        broken = int(rows.loc[rows["metric"] == train.DIVERGED, "value"].sum())
+        time = float(rows.groupby("seed")["seconds"].max().median())
         variants.append(
-            {"name": variant, "color": shade, "dash": dash, "curves": lines, "finals": ends, "diverged": broken}
-            | {"seconds": rounded(by_time.loc[by_time["variant"] == variant, "x"])}
+            {"name": variant, "color": shade, "dash": dash, "curves": lines, "finals": ends}
+            | {"diverged": broken[variant], "epochs": length(rows), "time": time}
             | {"lr": float(rows["lr"].iloc[0]), "settings": dict(study.settings.get(variant, {}))}
         )
     return {"name": study.name, "question": study.question, "own": study.own, "variants": variants}
 
 
-def rounded(values: pd.Series) -> list[float]:
+def rounded(values: pd.Series, digits: int = 5) -> list[float]:
     """Return numbers short enough for a page."""
-    return [round(float(value), 5) for value in values]
+    return [round(float(value), digits) for value in values]
 
 
 def clean(value: Any) -> Any:

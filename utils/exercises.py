@@ -353,7 +353,8 @@ def weights_after_steps(step: Callable[[nn.Module, torch.optim.Optimizer, Tensor
 LESSON_00 = {
     "00.first_loss": Quiz(
         "The network above has random weights and ten classes to choose from. How large is its cross-entropy loss "
-        "before it has learned anything?",
+        "(minus the natural logarithm of the probability it gives to the true class, averaged) before it has learned "
+        "anything?",
         (
             Option(
                 "about 0.9, because nine answers of ten are wrong",
@@ -899,7 +900,7 @@ LESSON_02 = {
     "02.budget": Exercise(
         expects="a function without arguments that returns an nn.Module, N×1×28×28 → N×10",
         right=small_network,
-        because="Few channels while the maps are large, more as they shrink: both budgets are kept, and it learns.",
+        because="Both budgets are kept, images of another size fit, and it learns.",
         mistakes=(
             Mistake(
                 partial(small_network, (8, 16, 64, 64), (2, 2, 2, 1)),
@@ -1162,7 +1163,8 @@ LESSON_04 = {
             ),
             Option(
                 "about as large, because He's weights keep the variance in both directions",
-                "They do so for ReLU alone; batch norm between the layers overrules whatever size the weights have.",
+                "They are made for that, with ReLU alone; batch norm between the layers overrules whatever size the "
+                "weights have.",
             ),
             Option(
                 "millions of times larger: it explodes",

@@ -89,7 +89,7 @@ def reading(name: str, root: Path = files.ROOT) -> str:
 
 
 def expected(images_per_second: float) -> dict[str, float]:
-    """Return the `seconds` that each lesson takes at most where the network trains at so many images per second.
+    """Return about how many `seconds` each lesson takes where a CPU trains the network at so many images per second.
 
     All of it is taken to slow down as training does, though the rest does so less; a faster machine is promised
     nothing, for the rest may be no faster there.

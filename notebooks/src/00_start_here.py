@@ -31,7 +31,8 @@
 # which time.
 #
 # Reading takes about 20 minutes, running about one. To write all of it yourself, empty the cells of `Block`, `Net` and
-# `training` and fill them from the text (about an hour): the checks below each say whether you are there.
+# `training` and fill them from the text (about an hour): the checks below each say whether you are there. (The text
+# before each of these cells ends in the names and numbers that the check counts on.)
 #
 # Run the cells from top to bottom (Shift+Enter, or *Run → Run All Cells*). An exercise that you leave open stops
 # nothing. The first cell is the same in every lesson: it finds the course's code. There is no need to read it.
@@ -184,6 +185,10 @@ print(f"afterwards, in 5,000 images: {abs(pixels.mean()):.1f} and {pixels.std():
 # - **No bias:** the normalization behind a convolution subtracts the mean, and any bias with it.
 # - **A 1×1 convolution in the shortcut** only where the block changes the shape: otherwise $s(x) = x$ and costs
 #   nothing.
+#
+# *Stride* is by how many pixels the kernel moves from one place to the next: with 2, the image is halved. (Names:
+# `conv1`, `norm1`, `conv2`, `norm2`, and `shortcut`, an `nn.Identity` or a `Sequential` of convolution and norm. The
+# first convolution has the stride.)
 
 # %%
 import torch.nn.functional as F
@@ -250,6 +255,9 @@ assert torch.equal(block(x), F.relu(x))
 # The initial weights are drawn with a standard deviation of $\sqrt{2/\text{fan-in}}$, where fan-in counts the inputs of
 # one output value. Then the signal neither dies out nor blows up on its way through ReLUs ([He et al.
 # 2015](https://arxiv.org/abs/1502.01852)); lesson 05 puts it to the test.
+#
+# (Names: `stem`, a `Sequential` of `conv`, `pool`, `norm` and `relu`, in this order; `layers`, a `Sequential` of four
+# `Sequential`s of one `Block`, where the channels double from the second on, and the image is halved; `head`.)
 
 # %%
 from collections import OrderedDict
@@ -306,9 +314,9 @@ print(reference)  # NBVAL_CHECK_OUTPUT
 # %% [markdown]
 # ## A bare training loop
 #
-# How large should a step be? Small at first, while the weights are random and the gradients large. Then large, to get
-# ahead. Small at the end, to settle. This is the *one-cycle* schedule ([Smith & Topin
-# 2017](https://arxiv.org/abs/1708.07120)).
+# How large should a step be? Small at first, while the weights are random and a long step is risky. Then large, to get
+# ahead. Small at the end, to settle. This is a *one-cycle* schedule, after [Smith & Topin
+# 2017](https://arxiv.org/abs/1708.07120) (theirs rises for as long as it falls, and moves the momentum, too).
 
 # %%
 import numpy as np
@@ -324,7 +332,9 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 # gradient), one step that way. Momentum keeps nine tenths of the last step's direction, which evens out what single
 # batches say. Each epoch sees all images once, in a new random order.
 #
-# The loop is written as a *generator*: it hands out the loss after each step, so that whoever runs it can watch.
+# The loop is written as a *generator*: it hands out the loss after each step, so that whoever runs it can watch. (What
+# the check counts on: SGD with Nesterov's momentum of 0.9; the rate is set before each step; the order is drawn once an
+# epoch by `torch.randperm`, from a `torch.Generator` with seed 0, and split into 64s.)
 
 # %%
 from collections.abc import Iterator
@@ -346,8 +356,8 @@ def training(model: nn.Module, images: Tensor, labels: Tensor, epochs: int = 1, 
 
 # %% [markdown]
 # **Check it.** The course's loop is made of the same pieces: batches, optimizer, schedule. From the same weights,
-# twenty steps of both must give the same losses. First the course's pieces, on twenty batches with as many images of
-# each class:
+# twenty steps of both must give the same losses. First the course's pieces, on 1,280 images, as many of each class, in
+# twenty random batches:
 
 # %%
 from utils import train
@@ -495,12 +505,15 @@ plots.save(fig, "00_predictions", "Twelve images with the network's answer and i
 # | `pixels[rows]` | `data.Batches` | random crops and flips, the right number format, any device |
 # | `training` | `train.fit(model, data, Recipe(…))` | weight decay, checkpoints, GPU, mixed precision, a history |
 #
-# Your twenty steps from above, now in one line:
+# Your twenty steps from above, now in one line (in double precision, as above):
 
 # %%
-history = train.fit(deepcopy(reference), small, recipe, device="cpu", precision="fp32", progress=False)
-print(f"mean loss of twenty steps: yours {np.mean(yours):.3f}, fit {history.last('train', 'loss'):.3f}")
-assert abs(np.mean(yours) - history.last("train", "loss")) < 0.02
+from dataclasses import replace
+
+small = replace(small, validation=small.validation[:100])
+history = train.fit(deepcopy(reference), small, recipe, device="cpu", precision="fp64", progress=False)
+print(f"mean loss of twenty steps: yours {np.mean(yours):.6f}, fit {history.last('train', 'loss'):.6f}")
+assert abs(np.mean(yours) - history.last("train", "loss")) < 1e-6
 
 # %% [markdown]
 # ## What can this machine do?
@@ -511,8 +524,6 @@ assert abs(np.mean(yours) - history.last("train", "loss")) < 0.02
 # half of the recipe's, which take less memory. The first of two epochs warms up, the second is measured.
 
 # %%
-from dataclasses import replace
-
 from IPython.display import Markdown
 
 torch.set_num_threads(threads)
@@ -533,16 +544,19 @@ minutes = train.Recipe.epochs * len(fashion.train) / speed[best] / 60
 print(f"{train.Recipe.epochs} epochs of {len(fashion.train):,} training images: about {minutes:.1f} minutes in {best}")
 
 # %% [markdown]
-# How long will the lessons run? Each was timed on the machine that the course was written on. Where yours trains
-# more slowly, the table multiplies the whole time by how much. But only the training slows down that much, so most
-# lessons take less. (Where yours trains faster, the rest may not be faster: the times stay as they are.)
+# How long will the lessons run? Each was timed on the machine that the course was written on. Where the CPU of yours
+# trains more slowly (most lessons train on it, also where there is a GPU), the table multiplies the whole time by how
+# much. Only the training slows down that much, so that is a rough guess, and rather too long. (Where yours trains
+# faster, the rest may not be faster: the times stay as they are.)
 
 # %%
 from utils import lessons
 
-expected = lessons.expected(speed[best])
-rows = [f"| {name} | {seconds:.0f} |" for name, seconds in expected.items()]
-Markdown("\n".join(["| lesson | seconds, at most |", "|---|---|", *rows]))
+on_cpu = speed[best]
+if device.pick().type != "cpu":
+    on_cpu = train.fit(CNN(), few, trial, device="cpu", progress=False).last("train", "images_per_second")
+rows = [f"| {name} | {seconds:.0f} |" for name, seconds in lessons.expected(on_cpu).items()]
+Markdown("\n".join(["| lesson | seconds, about |", "|---|---|", *rows]))
 
 # %% [markdown]
 # Other programs that run at the same time take their share: run the cells again when the numbers look odd. What makes
@@ -573,9 +587,9 @@ assert exercises.check("00.shape", tuple(maps.shape), quiet=True)
 # ## Your turn: half a batch at a time
 #
 # A batch does not fit into memory, but half of it does. Write a function that takes **one** training step on the whole
-# batch while it never passes more than half of it through the model. Apart from rounding, the weights must end up as if
-# the batch had gone through in one piece. (The number of images is even, and the model has no batch normalization: that
-# would see two small batches.) Put your function in place of the first line.
+# batch while never more than half of it is under way, from the forward pass to the end of its `backward()`. Apart from
+# rounding, the weights must end up as if the batch had gone through in one piece. (The number of images is even, and
+# the model has no batch normalization: that would see two small batches.) Put your function in place of the first line.
 
 # %%
 step_in_halves = ...  # def step_in_halves(model, optimizer, images, labels): …

@@ -139,8 +139,9 @@ for name in ends:
     print(f"{ledger.about['best_lr'][name]:>5g}{seconds[name]:>5.0f}s")
 
 # %% [markdown]
-# (The time is that of one run while another ran beside it.) The verdicts are corrected for all claims of the course: of
-# so many some would look clear by chance, so each has to be clearer (Holm's method, which lesson 08 explains).
+# (The time is that of one run, as the clock ran, while another ran beside it, and other work, too: no measure of what a
+# step costs.) The verdicts are corrected for all claims of the course: of so many some would look clear by chance, so
+# each has to be clearer (Holm's method, which lesson 08 explains).
 
 # %%
 # NBVAL_CHECK_OUTPUT
