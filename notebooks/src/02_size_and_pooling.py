@@ -682,7 +682,9 @@ for ax, (name, values) in zip(axes, reached.items(), strict=True):
         )
     ax.set(xticks=[], yticks=[], title=name, xlabel=f"can see {sides[name][0]}\n90 %: {sides[name][2]}")
     ax.spines[:].set_visible(False)
-fig.suptitle(f"influence on the values of a place (square root), mean of {len(mosaics)} mosaics of 112×112", fontsize=11)
+fig.suptitle(
+    f"influence on the values of a place (square root), mean of {len(mosaics)} mosaics of 112×112", fontsize=11
+)
 plots.save(
     fig,
     "02_receptive_field",
@@ -1004,12 +1006,14 @@ assert lead["average", 0.03].max() < 0 < lead["stride", 0.03].min(), "at the sma
 assert lead["average", 0.1].max() < 0.5 < lead["average", 0.3].min()
 strided = pooling.sweep[pooling.sweep["variant"] == "stride"].groupby("lr")
 strided = {lr: 100 * evidence.finals(at, "validation accuracy")["stride"].mean() for lr, at in strided}
-second, first = sorted(strided.items(), key=lambda each: each[1])[-2:]
-print(f"stride, mean of the two seeds: {first[1]:.2f} % at {first[0]:g}, {second[1]:.2f} % at {second[0]:g}; ", end="")
+runner_up, top = sorted(strided.items(), key=lambda each: each[1])[-2:]
+print(
+    f"stride, mean of the two seeds: {top[1]:.2f} % at {top[0]:g}, {runner_up[1]:.2f} % at {runner_up[0]:g}; ", end=""
+)
 ten_more = 100 * evidence.finals(pooling.runs, "validation accuracy")["stride"].mean()
 print(f"ten others at {pooling.about['best_lr']['stride']:g}: {ten_more:.2f} %")
-assert first[1] - second[1] < 0.1
-assert ten_more < first[1] - 0.5
+assert top[1] - runner_up[1] < 0.1
+assert ten_more < top[1] - 0.5
 
 # %% [markdown]
 # **Where** you pool, in the stem only or in every layer, makes no difference that ten seeds would show. If pooling

@@ -842,7 +842,7 @@ with probes.Probes(clipped) as probe:
 frame = probe.frame()
 steps = frame[(frame["layer"] == "stem.conv") & (frame["metric"] == "update_ratio")]["value"]
 print(f"no step that was recorded moved the first weights by more than {steps.max():.0e} times their length;")
-last_conv = frame[frame["layer"].str.contains("conv")].nlargest(1, "number")["layer"].item()
+last_conv = [name for name, module in clipped.named_modules() if isinstance(module, torch.nn.Conv2d)][-1]
 for which, layer in {"first": "stem.conv", "last": last_conv}.items():
     moved = frame[(frame["layer"] == layer) & (frame["metric"] == "update_ratio")].set_index("step")["value"]
     print(f"the {which} convolution: moved by {', '.join(f'{moved[step]:.0e} at step {step}' for step in (1, 11, 21))}")

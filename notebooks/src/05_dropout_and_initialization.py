@@ -916,7 +916,7 @@ on_the_way = signals[others["1.67"], 50, "relu"]["activation_std"]
 print(f"both at once, in this draw: {', '.join(steady)}; on the way its output is", end=" ")
 print(f"{on_the_way.max() / on_the_way.iloc[0]:.0e} times as large: it grows on large maps, and falls on small ones")
 assert steady == ["1.67"]
-assert on_the_way.max() > 1000 * on_the_way.iloc[0]
+assert on_the_way.max() > 100 * on_the_way.iloc[0]
 
 # %%
 def factor(gain, depth, activation, column="activation_std"):
@@ -986,7 +986,9 @@ ax.axhline(1, color=plots.GREY, ls=":", lw=2, label="calculated, without")
 ax.set(yscale="log", xlabel="convolution", ylabel="standard deviation,\nmultiple of the 2nd")
 ax.legend(loc="lower left")
 ax.set_title("He, 58 layers: n = 10 draws (thin); thick: their geometric mean", loc="left")
-plots.save(fig, "05_border", "Standard deviation along 58 layers with He: it falls, a typical draw more than calculated")
+plots.save(
+    fig, "05_border", "Standard deviation along 58 layers with He: it falls, a typical draw more than calculated"
+)
 
 # %%
 typical, promised = np.exp(np.log(relative[:, -1]).mean()), expected(28)[-1]

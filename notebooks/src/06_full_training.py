@@ -716,7 +716,9 @@ def first_filters(model):
 
 fig, ax = plt.subplots(figsize=(7.4, 1.3))
 plots.show_image(ax, first_filters(model))
-plots.save(fig, "06_filters", f"The first layer's filters as squares{': many edges, lines or spots' if shipped else ''}")
+plots.save(
+    fig, "06_filters", f"The first layer's filters as squares{': many edges, lines or spots' if shipped else ''}"
+)
 
 # %% [markdown]
 # ### What becomes of an image

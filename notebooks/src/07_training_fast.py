@@ -1012,7 +1012,9 @@ runs, _ = full_training.read()
 runs = runs[runs["run"].str.startswith(RECORD)]
 views = runs[(runs["split"] == "test") & (runs["metric"] == full_training.FLIPS)]
 views = 100 * views.pivot(index="seed", columns="run", values="value")  # percent, a row a seed
-of_run = runs.groupby(["run", "seed"])["seconds"].max().groupby("run").median().rename(lambda run: run[len(RECORD) + 2 :])
+of_run = (
+    runs.groupby(["run", "seed"])["seconds"].max().groupby("run").median().rename(lambda run: run[len(RECORD) + 2 :])
+)
 changed = {  # what is said of it → the name of its runs
     "half as wide": "half as wide",
     "half as wide, as many seconds": "half as wide, as long",
@@ -1033,7 +1035,9 @@ for place, row in enumerate(left_out.values()):
 ax.axvline(0, color=plots.GREY, lw=1)
 ax.set_yticks(range(len(left_out)), [f"{what}: {of_run[run]:.0f} s" for what, run in changed.items()])
 ax.set(ylim=(len(left_out) - 0.5, -0.5), xlabel="test accuracy, flips and shifts, against the record (points)")
-ax.set_title(f"paired by seed, 95 % interval, n = {len(views)}; the record: {of_run['']:.0f} s", loc="left", fontsize=10)
+ax.set_title(
+    f"paired by seed, 95 % interval, n = {len(views)}; the record: {of_run['']:.0f} s", loc="left", fontsize=10
+)
 plots.save(
     fig, "07_record", "Accuracy with an idea left out: half the width loses most, then SGD; whole images gain a little"
 )
@@ -1052,18 +1056,24 @@ for what, row in left_out.items():
 print(f"(p: corrected for all {len(left_out)}, Holm)")
 assert left_out["half as wide"]["high"] < left_out["SGD instead of Muon"]["low"] < 0, "the most"
 assert max(left_out[what]["high"] for what in ("half as wide, as many seconds", "SGD instead of Muon")) < 0
-assert all(left_out[what]["low"] < 0 < left_out[what]["high"] for what in ("a first layer that learns", "flips by chance"))
+assert all(
+    left_out[what]["low"] < 0 < left_out[what]["high"] for what in ("a first layer that learns", "flips by chance")
+)
 assert left_out["whole images throughout"]["low"] > 0
 
 # %%
 # NBVAL_CHECK_OUTPUT
-nets = (record.RecordNet(3, 10, full_training.PLANS[plan].network).eval() for plan in ("record, half as wide", "record"))
+nets = (
+    record.RecordNet(3, 10, full_training.PLANS[plan].network).eval() for plan in ("record, half as wide", "record")
+)
 narrow_flops, all_flops = (loops.step_flops(net, loops.WIDE_IMAGE) for net in nets)
 longer = {run: of_run[run] / of_run[""] - 1 for run in changed.values()}
 print(f"half as wide: {narrow_flops / all_flops:.0%} of the FLOPs, {1 + longer['half as wide']:.0%} of the time")
 more = full_training.PLANS["record, half as wide, as long"].recipe.epochs
 print(f"for about as many seconds: {more} epochs, {longer['half as wide, as long']:+.0%} of the time")
-print(f"whole images throughout: {longer['one size']:+.0%}; a first layer that learns: {longer['first layer learned']:+.0%}")
+print(
+    f"whole images throughout: {longer['one size']:+.0%}; a first layer that learns: {longer['first layer learned']:+.0%}"
+)
 assert narrow_flops / all_flops < 0.3 < 1 + longer["half as wide"] < 0.5
 assert abs(longer["half as wide, as long"]) < 0.05
 by_idea = ", ".join(
