@@ -1055,11 +1055,11 @@ for what, row in left_out.items():
     print(f"{what:<29} {evidence.points(row, 2)}, p = {corrected[what]:.3f}")
 print(f"(p: corrected for all {len(left_out)}, Holm)")
 assert left_out["half as wide"]["high"] < left_out["SGD instead of Muon"]["low"] < 0, "the most"
-assert max(left_out[what]["high"] for what in ("half as wide, as many seconds", "SGD instead of Muon")) < 0
-assert all(
-    left_out[what]["low"] < 0 < left_out[what]["high"] for what in ("a first layer that learns", "flips by chance")
-)
+assert left_out["half as wide, as many seconds"]["high"] < 0
+assert all(left_out[w]["low"] < 0 < left_out[w]["high"] for w in ("a first layer that learns", "flips by chance"))
 assert left_out["whole images throughout"]["low"] > 0
+clear = ("half as wide", "half as wide, as many seconds", "SGD instead of Muon")
+assert max(corrected[what] for what in clear) < 0.05 < corrected["whole images throughout"]
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -1086,8 +1086,9 @@ by_idea = ", ".join(
 # fairer question is the second: for as many *seconds*, nearly three times as many epochs, half the width is still behind.
 # (By the record's recipe, whose rates were not tuned for it.)
 #
-# **Small images** cost a few tenths of a point, and the whole ones that bring them take much longer. That is a trade:
-# the record spends the seconds on more epochs.
+# **Small images** seem to cost a few tenths of a point (the interval keeps clear of zero, but *p*, corrected for all
+# six, is not below 0.05), and whole ones throughout take much longer. That is a trade: the record spends the seconds on
+# epochs.
 #
 # Leaving out **Muon** costs nearly a point, with all three seeds. But that leaves out more than orthogonal steps. With
 # Muon the convolutions' weights are brought back to a fixed norm before each step, without weight decay, and the

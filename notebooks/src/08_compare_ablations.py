@@ -276,16 +276,15 @@ of_ten = pairs[pairs["n"] == 10].groupby("same_rate")["correlation"]
 outside = of_ten.agg(lambda each: f"{(each.abs() > chance).sum()} of {len(each)}")
 print(f"beyond what chance explains, of claims with ten pairs: {outside[True]} at the same rate, ", end="")
 print(f"{outside[False]} at another")
-fig, ax = plt.subplots(figsize=(7.2, 2.0))
+fig, ax = plt.subplots(figsize=(7.2, 2.2))
 ax.axvspan(-chance, chance, color="0.92", lw=0)
 ax.axvline(0, color=plots.GREY, lw=1)
 for (same, n), part in pairs.sort_values("correlation").groupby(["same_rate", "n"]):
     heights = [same + 0.14 * (place % 3 - 1) for place in range(len(part))]  # apart, so that none hides another
     ax.plot(part["correlation"], heights, "o", ms=6, color=plots.BLUE, mfc=plots.BLUE if n == 10 else "white")
-for place, row in enumerate(close.itertuples()):
-    height = 1.45 if place % 2 else 0.6  # above the dots and below them in turn
-    ax.text(row.correlation, height, row.variant, ha="center", va="center", fontsize=9)
-ax.set(xlim=(-1, 1.05), ylim=(-0.5, 1.7), yticks=[0, 1], xlabel="correlation of the two runs of a pair, a dot a claim")
+for row, height in zip(close.itertuples(), (1.4, 0.6, 1.75), strict=True):  # apart, above the dots and below them
+    ax.text(row.correlation + 0.08, height, row.variant, ha="right", va="center", fontsize=9)
+ax.set(xlim=(-1, 1.06), ylim=(-0.5, 2.0), yticks=[0, 1], xlabel="correlation of the two runs of a pair, a dot a claim")
 ax.set_yticklabels(["another rate", "the same rate"])
 plots.save(
     fig,
@@ -332,8 +331,8 @@ for name, (shade, _) in plots.VERDICTS.items():
     drawn = ax.bar(counts.columns, counts.loc[name], bottom=bottom, color=shade, width=0.8)
     grey = name == "inconclusive"
     words = [f"{n:.0f}" if n > 1 else "" for n in counts.loc[name]]
-    ax.bar_label(drawn, words, label_type="center", color=plots.DARK if grey else "white")
-    shade, middle = plots.DARK if grey else shade, bottom[10] + counts.loc[name, 10] / 2
+    ax.bar_label(drawn, words, label_type="center", color="black" if grey else "white")
+    shade, middle = plots.INK if grey else shade, bottom[10] + counts.loc[name, 10] / 2
     ax.text(10.6, middle, name, color=shade, va="center", fontweight="bold", fontsize=10)
     bottom = bottom + counts.loc[name]
 ax.set(xlabel="seeds", ylabel=f"claims, of {len(ten)}", xticks=range(2, 11))
