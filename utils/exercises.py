@@ -2139,8 +2139,8 @@ LESSON_07 = {
             ),
             Option(
                 "the width: all layers but the first have half as many channels",
-                "With a quarter of the FLOPs it learns less in as many epochs. It is faster, too: whether it catches up "
-                "in as many seconds is the next question.",
+                "With a quarter of the FLOPs it learns less in as many epochs. It is faster, too: whether it catches "
+                "up in as many seconds is the next question.",
                 right=True,
             ),
             Option(

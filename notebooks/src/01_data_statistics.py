@@ -1149,8 +1149,7 @@ Markdown(f"""
   normalized pixels, {span("0-1")} for 0-1, {span("0-255")} for bytes (lowest and highest of
   {len(seeds["no norm"])} seeds; in each, larger than for 0-1). With batch norm the scale cancels:
   {bn["data set"]:.2f}, {bn["0-1"]:.2f}, {bn["0-255"]:.2f}.
-- **Better by more than half a point, after four epochs, each at its own best learning rate?** (The verdicts are
-  corrected for all claims, the intervals are not.) Without batch norm, against 0-1:
+- **Better by more than half a point, after four epochs, each at its own best rate?** Without batch norm, against 0-1:
   {says["data set, no norm", "0-1, no norm"]}, at two rates, one of which a run that got stuck has chosen. Both at the
   same rate, on the seeds that chose the rates, as far as both trained: {at_equal_rates}.
   Against bytes: {says["data set, no norm", "0-255, no norm"]}.

@@ -760,9 +760,8 @@ turns, far = {}, {}
 for norm, (_, _, walks) in seen.items():
     later = walks[walks["step"] > 0]
     turns[norm], far[norm] = later["turn"].max(), later[later["length"] == recipe.lr]["distance"].median()
-print(
-    f"largest change of the gradient after the first epoch: batch norm {turns['batch']:.1f}, no norm {turns['none']:.1f}"
-)
+print("largest change of the gradient after the first epoch:", end=" ")
+print(f"batch norm {turns['batch']:.1f}, no norm {turns['none']:.1f}")
 print(f"a step at the peak rate, median distance: batch norm {far['batch']:.3f}, no norm {far['none']:.3f}")
 assert turns["batch"] < turns["none"]
 assert far["batch"] < far["none"], "the longer gradient goes the longer way"

@@ -584,6 +584,17 @@ for norm, table in finals.items():
 print("best learning rates, and none where at each the network only guesses:", rates.to_string(), sep="\n")
 
 # %%
+def draw_losses(ax, table, color, single):
+    """Single runs, or their mean with a 95 % band; where some stay far behind the others, it does not describe them."""
+    if single:
+        ax.plot(table.index, table, "o-", ms=2, lw=1, color=color)
+    else:
+        mean, half = table.mean(axis=1), plots.half_intervals(table)
+        ax.plot(mean.index, mean, "o-", ms=3, color=color)
+        ax.fill_between(mean.index, mean - half, mean + half, color=color, alpha=0.25, lw=0)
+
+
+# %%
 fig, axes = plt.subplots(2, 4, figsize=(7.6, 5.0), sharex=True, sharey=True)
 for row, (norm, each) in zip(axes, results.items(), strict=True):
     runs = each.runs[(each.runs["split"] == "train") & (each.runs["metric"] == "loss")]
@@ -592,12 +603,7 @@ for row, (norm, each) in zip(axes, results.items(), strict=True):
         for kind in KINDS:
             of_kind = runs[runs["variant"] == f"{kind}, {layers} layers"]
             table = of_kind.pivot(index="epoch", columns="seed", values="value")  # a row an epoch, a column a seed
-            if norm == "no norm":  # single runs stay far behind the others: no interval describes them
-                ax.plot(table.index, table, "o-", ms=2, lw=1, color=plots.color(kind))
-                continue
-            mean, half = table.mean(axis=1), plots.half_intervals(table)
-            ax.plot(mean.index, mean, "o-", ms=3, color=plots.color(kind))
-            ax.fill_between(mean.index, mean - half, mean + half, color=plots.color(kind), alpha=0.25, lw=0)
+            draw_losses(ax, table, plots.color(kind), single=norm == "no norm")
         ax.set(xticks=[1, 2, 3, 4], title=f"{layers} layers" if norm == "batch norm" else "")
     row[0].set_ylabel(f"{norm}, n = {each.runs['seed'].nunique()}\ntraining loss (nats)")
 for ax in axes[1]:
@@ -1322,6 +1328,7 @@ vanished, of_he = (
 )
 exploded = arriving(part(kind="plain", norm="batch norm", init="He", layers=102)).iloc[0]
 along = {name: 100 * (together / wholes[name]) ** 2 for name, (_, _, together) in carried.items()}
+fitted = f"{right['plain, 58 layers']:.0f} % ({deep_plain.min():.0f} to {deep_plain.max():.0f})"
 
 # %%
 Markdown(f"""
@@ -1330,13 +1337,11 @@ wrong about the reason, as soon as there is batch norm.
 
 - **What gets back,** at 102 layers and before training: of a plain network without norm, {vanished:.0e} of the
   gradient (PyTorch's default; {of_he:.0e} from He's weights, where the images are lost on the way forward, too). With
-  batch norm {exploded:.0e} times as much as started. In the one run that was watched it vanished there, too, after the
-  first wild steps.
-  Residual with batch norm: {ends["batch norm", "He"][0]:.0f} times in a textbook network,
+  batch norm {exploded:.0e} times as much as started; in the one run that was watched it vanished there, too, after the
+  first steps. Residual with batch norm: {ends["batch norm", "He"][0]:.0f} times in a textbook network,
   {ends["batch norm", "He"][1]:.0f} times in the course's, with branches at 1/n.
 {lines}
-- **"Do not train"** says more than that: with batch norm, 58 plain layers get {right["plain, 58 layers"]:.0f} % of the
-  training images right ({deep_plain.min():.0f} to {deep_plain.max():.0f}), counted while they learn.
+- **"Do not train"** says more: with batch norm, 58 plain layers get {fitted} of the training images right (by seed).
 - **What goes with depth in the plain network** (the cause is not settled): in *random* networks of 58 layers with batch
   norm, the gradients a small step apart, on the way from one image to another, are unrelated (cosine
   {alike["plain", 58][:, 0].mean():+.2f}; {alike["residual, textbook", 58][:, 0].mean():+.2f} with the plus sign alone,

@@ -973,6 +973,7 @@ def expected(depth):
     return np.sqrt(np.array(found) / found[0])
 
 
+# %%
 draws = [signal(math.sqrt(2), 28, seed=seed)["activation_std"].to_numpy()[1:] for seed in range(10)]
 relative = np.array([values / values[0] for values in draws])  # draws×convolutions, from the first block's on
 fig, ax = plt.subplots()
@@ -1420,7 +1421,7 @@ Markdown(f"""
   {points(lead_of_he["no norm"])}, with it, where a gain is a learning rate, {points(lead_of_he["batch norm"])}.
 - **In depth everything multiplies**: in 102 plain layers PyTorch's default weights leave
   {factor(gains["default"], 50, "relu"):.0e} of the signal (without its biases, which keep the numbers up, but not what
-  tells images apart), and He {factor(gains["he"], 50, "relu"):.0e} (one draw each): the zeros of the padding count, too.
+  tells images apart), and He {factor(gains["he"], 50, "relu"):.0e} (one draw each): the padding's zeros count, too.
 """)
 
 # %% [markdown]

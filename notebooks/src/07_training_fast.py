@@ -1071,9 +1071,8 @@ longer = {run: of_run[run] / of_run[""] - 1 for run in changed.values()}
 print(f"half as wide: {narrow_flops / all_flops:.0%} of the FLOPs, {1 + longer['half as wide']:.0%} of the time")
 more = full_training.PLANS["record, half as wide, as long"].recipe.epochs
 print(f"for about as many seconds: {more} epochs, {longer['half as wide, as long']:+.0%} of the time")
-print(
-    f"whole images throughout: {longer['one size']:+.0%}; a first layer that learns: {longer['first layer learned']:+.0%}"
-)
+print(f"whole images throughout: {longer['one size']:+.0%}", end="; ")
+print(f"a first layer that learns: {longer['first layer learned']:+.0%}")
 assert narrow_flops / all_flops < 0.3 < 1 + longer["half as wide"] < 0.5
 assert abs(longer["half as wide, as long"]) < 0.05
 by_idea = ", ".join(
