@@ -37,7 +37,7 @@ def test_a_lesson_without_a_heading_is_named(tmp_path):
 
 
 def test_reading_time_is_that_of_the_lessons_head():
-    assert lessons.reading("06_full_training") == "55 min"
+    assert lessons.reading("06_full_training") == "60 min"
 
 
 @pytest.mark.parametrize("name", NAMES)
