@@ -371,12 +371,15 @@ def draw(history: train.History, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
+    from matplotlib import pyplot
+
     from utils import plots
 
     plots.use_style()
     figure = plots.history(history)
     with files.atomic_path(path) as beside:
         figure.savefig(beside, dpi=150)
+    pyplot.close(figure)
 
 
 def shown(path: Path) -> Path:

@@ -205,7 +205,7 @@ class Lesson:
         self.page.on("pageerror", lambda error: self.errors.append(f"{error} {error.stack}"))
         self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
         here = address.partition("/lab")[0]
-        self.page.on("filechooser", self.choosers.append)
+        self.page.on("filechooser", lambda chooser: self.choosers.append(chooser))  # no bound method of a built-in
         self.page.route(lambda url: not url.startswith(here), self.stand_in)
         self.page.goto(address.format(f"notebooks/{name}.ipynb"))
         self.page.wait_for_function(READY)
