@@ -905,8 +905,7 @@ gaps = {}
 for s, (a, b) in product(after, (("max everywhere", "max"), ("trained on shifts", "max everywhere"))):
     gaps[s, a] = evidence.paired(after[s][a].to_numpy(), after[s][b].to_numpy())
     print(f"other answers, shifted by {s}, {a} − {b}: {evidence.points(gaps[s, a])}")
-assert gaps[1, "max everywhere"]["high"] < 0
-assert gaps[4, "trained on shifts"]["high"] < 0
+assert all(row["high"] < 0 or row["n"] < 5 for row in gaps.values()), "fewer answers change, with all five seeds"
 other = by_shift["other"].unstack()  # a row a kind, a column a shift
 assert (other[1] > 0).all(), "one pixel is enough for some"
 assert other.loc["trained on shifts", 4] < other.loc["max", 4] / 2, "seen in training is what helps"
