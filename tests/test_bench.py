@@ -155,11 +155,11 @@ def test_every_measurement_computes_its_ratios_and_keeps_its_rows(pretended, cap
 
 @pytest.mark.thorough
 def test_loop_is_really_measured(monkeypatch):
-    """One batch and one round, each loop in its own process: nobody should believe the figures, but they are there."""
+    """Two batches and one round, each loop in its own process: nobody should believe the figures, but they are there."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of those processes: on busy cores two threads wait for each other
     monkeypatch.setattr(bench, "memory_of_a_run", lambda: 1e9)
     monkeypatch.setattr(bench, "best_workers", lambda *_: 0)
-    table = bench.speed(rounds=1, images=train.Recipe.batch_size).set_index("what")
+    table = bench.speed(rounds=1, images=2 * train.Recipe.batch_size).set_index("what")
     usual, course = (
         table.filter(like=name, axis=0).query("unit == 'images/s'")["median"].item() for name in ("usual", "course")
     )
