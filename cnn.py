@@ -451,7 +451,7 @@ def stats(
 @app.command()
 def bench(
     what: Annotated[list[str] | None, typer.Argument(help=BENCH_HELP, show_default=False)] = None,
-    rounds: Annotated[int, typer.Option(help="measurements of each loop, in turn")] = 5,
+    rounds: Annotated[int, typer.Option(help="measurements of each loop, in turn")] = 7,
     images: Annotated[int, typer.Option(help="training images a measurement")] = 12_288,
 ) -> None:
     """Measure how fast the course's training loop is, here and now: against other loops, and the machine's peak."""
@@ -499,6 +499,8 @@ def ablate(
     """Run experiments of the course, in which one field varies, and write their rows and figures."""
     from utils import experiments
 
+    if plan and not names:
+        raise ValueError("--plan of what? name experiments, or all: python cnn.py ablate all --plan")
     if listed or not names:
         print("\n".join(described(name) for name in experiments.EXPERIMENTS))
         return

@@ -364,10 +364,10 @@ def test_runs_in_threads_of_one_process_wait_for_each_other():
     trials = list(
         ablation.plan(BASE, VARY, RECIPE, [0], **{k: OPTIONS[k] for k in ("source", "device", "precision")}).values()
     )
-    code = ablation.code_version()
-    alone = [ablation.work(trial, code)[1] for trial in trials]
+    code, images = ablation.code_version(), ablation.load(OPTIONS["source"]).checksum
+    alone = [ablation.work(trial, code, images)[1] for trial in trials]
     with ThreadPoolExecutor(2) as pool:
-        together = [rows for _, rows in pool.map(lambda trial: ablation.work(trial, code), trials)]
+        together = [rows for _, rows in pool.map(lambda trial: ablation.work(trial, code, images), trials)]
     assert [[row[:-1] for row in rows] for rows in together] == [[row[:-1] for row in rows] for rows in alone]
 
 
@@ -425,7 +425,14 @@ def test_runs_of_one_kind_are_timed_once_for_an_estimate(monkeypatch):
 def test_a_worker_with_other_code_is_refused(monkeypatch):
     trial = next(iter(ablation.plan(BASE, VARY, RECIPE, [0]).values()))
     with pytest.raises(RuntimeError, match="a worker runs other code"):
-        ablation.work(trial, "other")
+        ablation.work(trial, "other", "")
+
+
+def test_a_worker_with_other_images_is_refused():
+    """It has read them itself, perhaps from a folder of the same name on another machine."""
+    trial = next(iter(ablation.plan(BASE, VARY, RECIPE, [0]).values()))
+    with pytest.raises(RuntimeError, match=r"a worker has other images than the sweep \(\w{12}, not 0000\)"):
+        ablation.work(trial, ablation.code_version(), "0000")
 
 
 def test_kept_runs_are_never_unpickled():

@@ -224,7 +224,7 @@ def noise(n: int, channels: int = 1, side: int = 8, classes: int = 2) -> Split:
     return Split(images.to(torch.uint8), torch.arange(n) % classes)
 
 
-NOISE = ImageData("noise", noise(64), noise(8), ("a", "b"), "")
+NOISE = ImageData("noise", noise(64), noise(8), ("a", "b"))
 TINY = Recipe(epochs=1, batch_size=32)
 
 

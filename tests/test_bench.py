@@ -3,6 +3,8 @@
 import contextlib
 import os
 import re
+import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from itertools import count
@@ -155,7 +157,7 @@ def test_every_measurement_computes_its_ratios_and_keeps_its_rows(pretended, cap
 
 @pytest.mark.thorough
 def test_loop_is_really_measured(monkeypatch):
-    """Two batches and one round, each loop in its own process: nobody should believe the figures, but they are there."""
+    """Two batches and one round, each loop in its own process: not to be believed, but the figures are there."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of those processes: on busy cores two threads wait for each other
     monkeypatch.setattr(bench, "memory_of_a_run", lambda: 1e9)
     monkeypatch.setattr(bench, "best_workers", lambda *_: 0)
@@ -193,6 +195,37 @@ def test_processes_that_run_together_see_each_other():
 def test_an_error_in_one_of_two_processes_is_raised():
     with pytest.raises(ZeroDivisionError):
         bench.run_together(divmod, 1, 0)
+
+
+def broken_in_the_second(first_waits: float) -> None:
+    """An error in one process, for which the other one waits."""
+    if os.environ["RANK"] == "1":
+        raise ZeroDivisionError
+    time.sleep(first_waits)
+    raise parallel.WorkerLost
+
+
+def test_the_error_is_told_and_not_that_the_other_process_has_lost_it():
+    with pytest.raises(ZeroDivisionError):
+        bench.run_together(broken_in_the_second, 3.0)
+
+
+def test_what_is_measured_does_not_change_the_commit(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+
+    git("init", "-q")
+    for name in ("results", "code"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    clean = bench.commit()
+    (tmp_path / "results" / "file").write_text("2")
+    assert bench.commit() == clean
+    (tmp_path / "code" / "file").write_text("2")
+    assert bench.commit() == f"{clean}+"
 
 
 def test_a_process_of_its_own_gets_its_environment_and_this_one_keeps_its_own():

@@ -411,6 +411,9 @@ def test_ablate_plans_runs_and_writes_rows_and_a_figure(tiny_experiment, monkeyp
     status, printed = run(monkeypatch, capsys, "ablate", "tiny", "--plan")
     assert status == 0
     assert re.search(r"12 runs, 0 of them kept already; the others take about 0\.0 core-hours and 0\.0 MB", printed)
+    status, printed = run(monkeypatch, capsys, "ablate", "--plan")
+    assert status == 1
+    assert "--plan of what? name experiments, or all" in printed
     status, printed = run(monkeypatch, capsys, "ablate", "all", "--jobs", 1, "--precision", "fp32")
     assert status == 0, printed
     assert "tiny.csv and" in printed

@@ -100,6 +100,29 @@ def test_what_a_shipped_experiment_left_behind_is_shown_once(tmp_path, monkeypat
     assert [study.name for study in compare.studies() if "batchnorm" in study.name] == ["batchnorm"]
 
 
+def test_more_seeds_of_a_shipped_experiment_are_the_readers_own(tmp_path, monkeypatch, shipped):
+    monkeypatch.setenv("CNN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    results = experiments.load("batchnorm")
+    more = results.runs.assign(seed=results.runs["seed"] + 1000)
+    about = {"variants": results.about["variants"], "measured_on": {}}
+    files.write_rows(ablation.sweeps() / "batchnorm.csv", more.to_csv(index=False), about)
+    assert "batchnorm (own)" in [study.name for study in compare.studies()]
+
+
+def test_a_table_saved_by_a_spreadsheet_is_read(tmp_path):
+    write(tmp_path / "own.csv", rows_of("a", range(3)) + rows_of("b", range(3)))
+    (tmp_path / "own.csv").write_text((tmp_path / "own.csv").read_text(encoding="utf-8"), encoding="utf-8-sig")
+    (found,) = compare.studies([tmp_path / "own.csv"])
+    assert found.variants == ["a", "b"]
+
+
+def test_a_variant_without_the_metric_is_left_out_and_the_others_stay(tmp_path):
+    rows = pd.DataFrame(rows_of("a", range(3)) + rows_of("b", range(3)), columns=ablation.COLUMNS)
+    study = compare.Study("own", "?", rows[(rows["variant"] == "a") | (rows["metric"] != "accuracy")], {}, own=True)
+    assert list(compare.finals(study, "validation accuracy")) == ["a"]
+
+
 def test_each_rate_of_a_sweep_is_a_variant_of_its_own(tmp_path):
     write(tmp_path / "rates.csv", rows_of("a", range(2), lr=0.1) + rows_of("a", range(2), lr=0.3), ["a"])
     (found,) = compare.studies([tmp_path / "rates.csv"])

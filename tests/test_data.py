@@ -10,8 +10,10 @@ import struct
 import warnings
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from unittest import mock
 from urllib.error import URLError
 
 import numpy as np
@@ -116,10 +118,18 @@ def test_the_test_split_is_what_torchvision_reads_and_each_reading_is_logged(fas
     assert (rows[0]["data"], rows[0]["checksum"]) == ("fashion-mnist", fashion.checksum[:12])
 
 
+def test_checksum_is_of_the_images_that_are_there(fashion):
+    few, others = replace(fashion, train=fashion.train[:64]), replace(fashion, train=fashion.train[64:128])
+    assert few.checksum != others.checksum
+    assert few.checksum == replace(others, train=fashion.train[:64]).checksum
+    every = replace(fashion, train=fashion.train[:64:2])  # does not lie in memory in one piece
+    assert every.checksum == replace(fashion, train=fashion.train[torch.arange(0, 64, 2)]).checksum
+
+
 def test_the_test_split_is_not_read_without_a_purpose(fashion):
     with pytest.raises(ValueError, match="purpose is ' '"):
         fashion.read_test(" ")
-    no_test = ImageData("made-up", fashion.train, fashion.validation, fashion.class_names, fashion.checksum)
+    no_test = ImageData("made-up", fashion.train, fashion.validation, fashion.class_names)
     with pytest.raises(ValueError, match="made-up has no test images"):
         no_test.read_test("accuracy")
 
@@ -378,6 +388,20 @@ def test_exif_orientation_is_honoured(tmp_path):
     assert np.array_equal(folders.decode(tmp_path / "turned.png")[:, :, 0], np.array(upright))
 
 
+def test_exif_that_is_none_does_no_harm(tmp_path):
+    """Cameras and programs write it into images whose pixels are whole."""
+    pixels = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+    Image.fromarray(pixels).save(tmp_path / "whole.png", exif=b"no exif at all")
+    assert np.array_equal(folders.decode(tmp_path / "whole.png")[:, :, 0], pixels)
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "whole.png")
+    monkeypatch.setattr(folders, "_on_white", mock.Mock(side_effect=MemoryError("too little")))
+    with pytest.raises(MemoryError, match="too little"):
+        folders.decode(tmp_path / "whole.png")
+
+
 def on_white(pixels: np.ndarray) -> np.ndarray:
     """H×W×2 or H×W×4 pixels, the last channel alpha, over white (Porter & Duff 1984)."""
     colour, alpha = pixels[:, :, :-1].astype(float), pixels[:, :, -1:] / 255
@@ -534,7 +558,7 @@ def test_unreadable_images_are_an_error_that_names_and_counts_them(tmp_path):
     (tmp_path / "b" / "010.jpg").write_text("no image", encoding="utf-8")
     whole = (tmp_path / "b" / "149.jpg").read_bytes()
     (tmp_path / "b" / "149.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="3 of 250 images are damaged, repair or remove them") as caught:
+    with pytest.raises(ValueError, match="3 of 250 images cannot be read, repair or remove them") as caught:
         data.load(tmp_path, progress=False)
     parts = ("001.jpg is not an image", "010.jpg is not an image", "149.jpg cannot be read: ")
     assert all(part in str(caught.value) for part in parts)
@@ -546,14 +570,14 @@ def test_a_folder_of_unreadable_images_only_is_an_error(tmp_path):
         (tmp_path / name).mkdir()
         for i in range(4):
             (tmp_path / name / f"{i}.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"6 of 6 images are damaged.*; …"):
+    with pytest.raises(ValueError, match=r"6 of 6 images cannot be read.*; …"):
         data.load(tmp_path, progress=False)
 
 
 def test_a_damaged_test_image_is_noticed_before_training(tmp_path):
     make_folder(tmp_path, {"a": 12, "b": 12})
     (tmp_path / "a" / "000.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="1 of 4 images are damaged"):
+    with pytest.raises(ValueError, match="1 of 4 images cannot be read"):
         data.load(tmp_path, progress=False)
 
 
@@ -701,7 +725,7 @@ def test_take_gives_as_many_of_each_class_in_file_order(fashion):
 
 def test_take_fills_up_when_a_class_has_too_few():
     split = Split(random_images(10, 1, 8, 8), torch.tensor([0, 0, 0, 0, 1, 0, 0, 0, 0, 1]))
-    made_up = ImageData("made-up", split, split, ("a", "b"), "")
+    made_up = ImageData("made-up", split, split, ("a", "b"))
     assert made_up.take(6).train.labels.tolist() == [0, 0, 0, 0, 1, 1]
     assert torch.equal(made_up.take(10).train.images, split.images)
 

@@ -66,8 +66,10 @@ def test_nothing_private_is_in_it(monkeypatch):
     monkeypatch.setenv("JUPYTER_TOKEN", "0123secret")
     monkeypatch.setenv("HTTPS_PROXY", "http://anna:0123secret@proxy:1")
     monkeypatch.setenv("SSH_AUTH_SOCK", "0123secret")
+    monkeypatch.setenv("JUPYTERHUB_USER", "anna@school.test")
     text = doctor.report(list(doctor.variables()))
     assert "0123secret" not in text
+    assert "anna" not in text
     assert "JUPYTER_TOKEN=(set)" in text
     assert f"CNN_CACHE_DIR=~{os.sep}some cache" in text
     assert f"{os.sep}scratch{os.sep}USER{os.sep}x" in text

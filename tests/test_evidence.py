@@ -159,6 +159,13 @@ def test_a_learning_rate_at_which_every_run_diverges_is_no_good():
     assert evidence.finals(broken, "validation accuracy")["a"].tolist() == [0.1, 0.1]
 
 
+def test_a_variant_without_the_metric_is_named():
+    runs = made_up({"a": [0.9, 0.8], "b": [0.7, 0.6]})
+    runs = runs[(runs["variant"] == "a") | (runs["metric"] != "accuracy")]
+    with pytest.raises(ValueError, match="'b' has no validation accuracy: leave that variant out"):
+        evidence.finals(runs, "validation accuracy")
+
+
 def test_best_lr_is_the_best_mean_of_each_variant():
     low, high = made_up({"a": [0.9, 0.8], "b": [0.7, 0.7]}, lr=0.1), made_up({"a": [0.8, 0.8], "b": [0.9, 0.6]}, lr=0.5)
     runs = pd.concat([low, high])

@@ -17,6 +17,7 @@ AT_LEAST = {
     "cifar10-jpeg, photos": (0.86, 600, 5),
     "fashion-mnist, long": (0.95, 1500, 5),
 }  # test accuracy, in so many seconds a run, of so many seeds
+BOTH = [name + plan for name in ("fashion-mnist", "cifar10-jpeg") for plan in ("", ", photos")]
 
 
 @pytest.fixture
@@ -70,6 +71,18 @@ def test_runs_of_other_data_stay_and_those_of_another_recipe_go(few):
     kept, about = full_training.read()
     assert list(zip(kept["run"], kept["seed"], strict=True)) == [("a", 2), ("b", 0)]
     assert about["runs"] == {"a": {"recipe": 2}, "b": {"recipe": 1}}
+
+
+@pytest.mark.parametrize("name", ["NA", "null", "2024", "0.10"])
+def test_a_folder_of_any_name_keeps_its_rows(few, name):
+    """pandas would read it as a missing value, or as a number."""
+    for seed in (0, 1, 1):
+        rows = [[name, seed, 1, 1, "test", "accuracy", 0.1 + 0.2, 1.0]]
+        full_training.save(pd.DataFrame(rows, columns=full_training.COLUMNS), name, {})
+    kept = full_training.read()[0]
+    assert list(zip(kept["run"], kept["seed"], kept["value"], strict=True)) == [
+        (name, seed, 0.1 + 0.2) for seed in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize("plan", full_training.PLANS)
@@ -129,6 +142,14 @@ def test_shipped_numbers(shipped, run):
     assert row["seconds"] <= seconds
 
 
+def test_both_recipes_were_measured_on_both_data_sets_with_the_same_seeds(shipped):
+    """Lesson 6 compares them in pairs: does one recipe serve both?"""
+    seeds = shipped.groupby("run")["seed"].unique().map(sorted)
+    assert all(seeds[run] == [0, 1, 2, 3, 4] for run in BOTH)
+    networks = full_training.PLANS["full"].network, full_training.PLANS["photos"].network
+    assert networks[0] == networks[1]
+
+
 def test_the_record_is_what_lesson_7_says(shipped):
     """Six minutes a run; with test-time views, by a few hundredths of a point less than 90.8 %."""
     row = full_training.finals(shipped).set_index("run").loc["cifar10-jpeg, record"]
@@ -145,7 +166,7 @@ def test_shipped_runs_are_of_the_frozen_recipe_and_the_embedded_images(shipped):
         network = json.loads(json.dumps(asdict(plan.network)))
         of_the_data = {"in_channels": each["network"].get("in_channels"), "num_classes": 10}
         assert each["network"] in (network, network | of_the_data), run
-    assert {*AT_LEAST, "cifar10-jpeg, record"} <= set(about["runs"])
+    assert {*AT_LEAST, *BOTH, "cifar10-jpeg, record"} <= set(about["runs"])
     assert about["runs"]["fashion-mnist"]["data"]["checksum"] == data.load(progress=False).checksum
 
 

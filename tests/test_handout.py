@@ -12,6 +12,8 @@ import jupytext
 import nbformat
 import pytest
 
+from utils import lessons
+
 ROOT = Path(__file__).parent.parent
 TWINS = sorted((ROOT / "notebooks" / "src").glob("*.py"))
 
@@ -85,3 +87,5 @@ def test_handout_is_the_course_without_solutions_and_outputs(tmp_path):
     where = tmp_path / "handout" / "notebooks"
     shown = subprocess.run([sys.executable, "-c", code], cwd=where, capture_output=True, text=True, check=False)
     assert shown.stdout.split() == [str(where.parent), "5000"], f"it runs from its own folder: {shown.stderr}"
+    for said in (lessons.title, lessons.reading):  # by the notebook: a handout has no text twin
+        assert said(lesson.stem, tmp_path / "handout") == said(lesson.stem)

@@ -82,6 +82,17 @@ def test_products_in_fp32_where_they_are_faster(change, product):
     assert found is (product and getattr(kernels, product))
 
 
+def test_a_map_smaller_than_the_kernel_is_pytorchs_error():
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+        kernels.Conv2d(4, 4, 3).bfloat16()(torch.randn(2, 4, 2, 4).bfloat16())
+
+
+def test_autocast_leaves_doubles_alone():
+    layer, x = kernels.Conv2d(16, 16, 3, padding=1).double(), torch.randn(2, 16, 2, 2).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), nn.Conv2d.forward(layer, x))
+
+
 @pytest.mark.parametrize(
     "options", [{"dilation": 2}, {"groups": 2}, {"padding_mode": "reflect"}, {"padding": "same"}, {"stride": (1, 2)}]
 )

@@ -96,6 +96,12 @@ def test_another_place_is_written_everywhere(tmp_path):
         assert f"{links.BINDER}/v2/gh/someone/else.course/v2?labpath=notebooks/{path.stem}.ipynb" in text
 
 
+def test_a_place_whose_name_begins_like_the_old_one_is_written_once():
+    new, first_cell = f"{links.COURSE}.github.io", 'COURSE, REF = "{}", "{}"'.format
+    assert links.moved(first_cell(links.COURSE, links.REF), new, "v2") == first_cell(new, "v2")
+    assert links.moved(f"{links.COURSE}.git at {links.COURSE}.", new, "v2") == f"{new}.git at {new}."
+
+
 def test_the_same_place_changes_nothing(tmp_path):
     assert links.move(links.COURSE, links.REF, copy_of(tmp_path)) == []
 

@@ -172,6 +172,19 @@ def test_scaled_residual_branches_keep_the_variance_at_any_depth(norm):
     assert growth[False] > 6
 
 
+@pytest.mark.parametrize("init", ["he", "default"])
+def test_scaled_residual_branches_without_a_norm_begin_at_their_share(init):
+    """PyTorch's own initialization does not begin the biases at 0."""
+    branches = {}
+    for scaled in (True, False):
+        config = CNNConfig(width=8, depth=10, norm="none", init=init, scale_residual=scaled)
+        block = CNN(config).layers[0][0]
+        block.conv2.register_forward_hook(lambda *args, scaled=scaled: branches.update({scaled: args[2]}))
+        block(torch.ones(1, 8, 14, 14))
+    shares = len(CNN(config).layers[0])
+    torch.testing.assert_close(shares * branches[True], branches[False])
+
+
 def test_residual_scale_leaves_other_networks_alone():
     for config in (CNNConfig(), CNNConfig(depth=10, residual=False), CNNConfig(depth=10, scale_residual=False)):
         norms = [module for module in CNN(config).modules() if isinstance(module, nn.BatchNorm2d)]

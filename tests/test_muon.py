@@ -33,6 +33,10 @@ def test_products_are_in_bf16_only_where_the_machine_has_instructions_for_it(mon
     assert orthogonalized(torch.randn(8, 20)).dtype == expected
 
 
+def test_doubles_stay_doubles():
+    assert orthogonalized(torch.randn(8, 20, dtype=torch.float64)).dtype == torch.float64
+
+
 def trained(make, shape: tuple[int, ...], steps: int = 5) -> torch.Tensor:
     """A weight after some steps with random gradients."""
     torch.manual_seed(0)

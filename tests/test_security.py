@@ -739,7 +739,9 @@ def test_a_cluster_is_started_by_the_options_of_the_readme(address):
     assert [line.replace(" --port 8786", "").split() for line in lines] == [words.split() for words in told]
 
 
-@pytest.mark.parametrize("address", ["tcp://192.0.2.9:8786", "tcp://[2001:db8::1]:8786", "tcp://some-machine:8786"])
+@pytest.mark.parametrize(
+    "address", ["tcp://192.0.2.9:8786", "tcp://[2001:db8::1]:8786", "tcp://some-machine:8786", "ws://some-machine:1"]
+)
 def test_a_scheduler_across_a_network_without_certificates_is_warned_of(address):
     with pytest.warns(UserWarning, match="neither password nor encryption: .* use tls://"):
         cluster.warn_of_the_open(address)

@@ -158,6 +158,28 @@ def test_resumed_momentum_lies_in_memory_as_the_weights_do(tiny, tmp_path, monke
     assert all(weight.stride() == buffer.stride() for weight, buffer in buffers)
 
 
+def test_resumed_moments_of_any_optimizer_lie_in_memory_as_the_weights_do(tiny, tmp_path):
+    made = []
+
+    def adam(model, recipe):
+        made.append(torch.optim.AdamW(model.parameters(), lr=1e-3))
+        return made[-1]
+
+    for resume in (False, True):
+        fit(tiny, Recipe(epochs=1, batch_size=128), out=tmp_path, resume=resume, optimizer=adam)
+    states = made[-1].state.items()
+    moments = [(weight, state[name]) for weight, state in states for name in ("exp_avg", "exp_avg_sq")]
+    assert len(moments) == 2 * len(list(CNN(SMALL).parameters()))
+    assert all(weight.stride() == moment.stride() for weight, moment in moments)
+
+
+def test_a_state_that_does_not_fit_the_optimizer_is_told(tiny, tmp_path):
+    recipe = Recipe(epochs=1, batch_size=128)
+    fit(tiny, recipe, out=tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="the state of optimizer in .* does not fit"):
+        fit(tiny, recipe, out=tmp_path, resume=True, optimizer=lambda m, r: torch.optim.SGD(m.parameters(), lr=0.1))
+
+
 def test_disk_full_between_the_two_files_loses_no_epoch(tiny, tmp_path, monkeypatch):
     recipe = Recipe(epochs=2, batch_size=128)
     whole, _ = fit(tiny, recipe)

@@ -362,7 +362,8 @@ def in_parallel(trials: list[Trial], jobs: int | None) -> Iterator[tuple[Trial, 
     elsewhere = type(get_active_backend()[0]).__name__ == "DaskDistributedBackend"
     workers = joblib.Parallel(n_jobs=-1 if elsewhere else jobs, return_as="generator_unordered")
     try:
-        yield from workers(joblib.delayed(work)(trial, code_version(), os.getpid()) for trial in trials)
+        code, own = code_version(), os.getpid()
+        yield from workers(joblib.delayed(work)(t, code, load(t.source).checksum, own) for t in trials)
     except TerminatedWorkerError as error:
         raise parallel.WorkerLost(
             "a process of the sweep was lost (killed, or out of memory); the finished runs are kept: run it again to "
@@ -378,8 +379,8 @@ def in_parallel(trials: list[Trial], jobs: int | None) -> Iterator[tuple[Trial, 
         ) from error
 
 
-def work(trial: Trial, code: str, sweep: int = 0) -> tuple[Trial, list[list[Any]]]:
-    """Train `trial` in a process that must run the same code. Raises RuntimeError if it does not.
+def work(trial: Trial, code: str, checksum: str, sweep: int = 0) -> tuple[Trial, list[list[Any]]]:
+    """Train `trial` in a process that must run the same code on the same images. Raises RuntimeError if it does not.
 
     A worker that the process `sweep` has started on this machine ends with it.
     """
@@ -387,6 +388,9 @@ def work(trial: Trial, code: str, sweep: int = 0) -> tuple[Trial, list[list[Any]
         end_with(sweep)
     if code_version() != code:
         raise RuntimeError("a worker runs other code or another PyTorch than the sweep: update it, and start it again")
+    if (found := load(trial.source).checksum) != checksum:
+        what = f"{trial.source.name}: a worker has other images than the sweep ({found[:12]}, not {checksum[:12]})"
+        raise RuntimeError(f"{what}: give it the same, and start both again, since they read them once")
     with ALONE:
         return trial, trial.train()
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -41,7 +41,7 @@ TARGET = 0.85  # of the validation images right
 Row = dict[str, object]
 
 
-def speed(names: Sequence[str] = ("loop",), rounds: int = 5, images: int = 12_288) -> pd.DataFrame:
+def speed(names: Sequence[str] = ("loop",), rounds: int = 7, images: int = 12_288) -> pd.DataFrame:
     """Make the measurements called `names` (of `MEASUREMENTS`, or "all"), print them, append them to results/speed.csv.
 
     Whatever is compared runs in turn, `rounds` times after a first round that warms up and is not counted, on `images`
@@ -516,8 +516,10 @@ def run_together(function: Callable, *arguments: object, processes: int = 2) -> 
         workers = [stack.enter_context(own_process(environment)) for environment in own]
         free.close()  # now the port is theirs
         results = [worker.submit(function, *arguments) for worker in workers]
-        first, *_ = [result.result() for result in results]  # of all, so that an error in any of them is raised
-        return first
+        ended = wait(results, return_when=FIRST_EXCEPTION).done  # the first to fail; the others only lose it
+        for result in (*ended, *results):
+            result.result()  # which raises its error
+        return results[0].result()
 
 
 def memory_of_the_usual_loop(images: int, workers: int) -> float:
@@ -625,7 +627,7 @@ def measured_block(dates: Sequence[str] | None = None) -> str:
             "",
             f"Measured on {'; '.join(sorted(hardware))}. (AVX2 only: the same, told to do without newer instructions.) "
             "The rows are of several days, and machines of one name differ in speed: compare within a row, not between "
-            "rows. `make bench` measures it on yours.",
+            "rows. `python cnn.py bench` measures this table on yours, in some minutes; `make bench` all, in hours.",
             "",
             "<details>",
             "<summary>Against other frameworks, on other hardware, and what grows with what</summary>",
@@ -695,14 +697,20 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def commit() -> str:
-    """Return the short name of the commit at hand, with a "+" if files differ from it; "unknown" outside of git."""
+    """Return the short name of the commit at hand, with a "+" if files differ from it; "unknown" outside of git.
+
+    What is measured, and drawn, does not count: this module writes such files itself.
+    """
     try:
         git = ["git", "-C", str(files.ROOT)]
         name = subprocess.run(
             [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
         ).stdout.strip()
         changed = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+            [*git, "status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)results", ":(top,exclude)figures"],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
         return name + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):

@@ -33,6 +33,7 @@ def connected(scheduler: str, seconds: float | None = None) -> Iterator[str]:
     certificate or key; ModuleNotFoundError without Dask's package distributed.
     """
     seconds = WAIT_SECONDS if seconds is None else seconds
+    scheduler = scheduler if "://" in scheduler else f"tcp://{scheduler}"  # as Dask takes it
     try:
         from distributed import Client
     except ModuleNotFoundError as error:
@@ -65,7 +66,7 @@ def start_of(scheduler: str) -> str:
 def warn_of_the_open(scheduler: str) -> None:
     """Warn when `scheduler` is reached without TLS at another address than this machine's own."""
     host = urlsplit(scheduler).hostname or ""
-    if not scheduler.startswith("tcp://") or host == "localhost":
+    if scheduler.startswith(("tls://", "wss://")) or host == "localhost":
         return
     with contextlib.suppress(ValueError):  # a name
         if ipaddress.ip_address(host).is_loopback:

@@ -3,12 +3,13 @@
 python cnn.py compare --out compare.html
 """
 
+import csv
 import html
+import io
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ def is_rows(path: Path) -> bool:
         return True
     if not path.is_file():
         return False
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        return set(ablation.COLUMNS) <= set(next(lines, "").strip().split(","))
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:  # a spreadsheet may add the mark
+        return set(ablation.COLUMNS) <= set(next(csv.reader(lines), []))
 
 
 def is_shipped(path: Path) -> bool:
@@ -113,11 +114,15 @@ def is_copy(path: Path) -> bool:
     """True for what a shipped experiment left behind when it was measured here: its rows are in results/."""
     if path.stem not in experiments.EXPERIMENTS or not is_sweep(path):
         return False
-    about = None
-    with suppress(OSError, ValueError):
-        about = files.read_rows(path)[1]
-    then, now = (about or {}).get("variants", {}), experiments.declared(experiments.find(path.stem))["variants"]
-    return then.keys() == now.keys() and not experiments.changes(then, now)
+    try:
+        text, about = files.read_rows(path)
+        seeds = set(pd.read_csv(io.BytesIO(text), usecols=["seed"])["seed"])
+    except (OSError, ValueError):
+        return False
+    experiment = experiments.find(path.stem)
+    then, now = (about or {}).get("variants", {}), experiments.declared(experiment)["variants"]
+    theirs = {*experiment.seeds, *experiment.tuning_seeds}
+    return then.keys() == now.keys() and not experiments.changes(then, now) and seeds <= theirs
 
 
 def of_file(path: Path) -> Study:
@@ -161,7 +166,7 @@ def flat(parts: Mapping[str, Any]) -> dict[str, Any]:
 def of_runs(folders: Sequence[Path]) -> Study:
     """Return the runs of `python cnn.py train` in `folders` as one study, a variant for each choice of settings."""
     frames, settings = [], {}
-    for folder in folders:
+    for folder in sorted(folders, key=lambda folder: (folder / HISTORY).stat().st_mtime):  # of two alike, the newer
         remedy = f"train again, or delete the folder {folder}"
         given = read_record(folder / SETTINGS, remedy) if (folder / SETTINGS).exists() else {}
         seed = given.pop("seed", 0)
@@ -238,20 +243,25 @@ def length(rows: pd.DataFrame) -> str:
 def finals(study: Study, metric: str) -> pd.DataFrame:
     """Return the last value of `metric` of each run, a row a seed, a column a variant, as `evidence.finals` does.
 
-    Where runs that diverged have no such value, those are left out; what is not finite is NaN.
+    Where runs that diverged, or all runs of a variant, have no such value, those are left out; what is not finite is
+    NaN.
     """
     return all_finals(study, metric).replace([math.inf, -math.inf], math.nan)
 
 
 def all_finals(study: Study, metric: str) -> pd.DataFrame:
     """Return the last value of `metric` of each run that has one, finite or not."""
+    split, _, name = metric.partition(" ")
+    having = study.rows[(study.rows["split"] == split) & (study.rows["metric"] == name)]
+    broken = study.rows[(study.rows["metric"] == train.DIVERGED) & (study.rows["value"] > 0)]
+    rows = study.rows[study.rows["variant"].isin({*having["variant"], *broken["variant"]})]
     try:
-        return evidence.finals(study.rows, metric)
+        return evidence.finals(rows, metric)
     except ValueError:
-        broken = study.rows[(study.rows["metric"] == train.DIVERGED) & (study.rows["value"] > 0)]
         pairs = pd.MultiIndex.from_frame(broken[["variant", "seed"]])
-        whole = ~pd.MultiIndex.from_frame(study.rows[["variant", "seed"]]).isin(pairs)
-        return evidence.finals(study.rows[whole], metric) if whole.any() else pd.DataFrame()
+        whole = rows["variant"].isin(having["variant"])
+        whole &= ~pd.MultiIndex.from_frame(rows[["variant", "seed"]]).isin(pairs)
+        return evidence.finals(rows[whole], metric) if whole.any() else pd.DataFrame()
 
 
 def summary(study: Study, metric: str, variants: Sequence[str], baseline: str) -> pd.DataFrame:
@@ -408,8 +418,11 @@ def explore(found: Sequence[Study], start: str) -> None:
         table.value = tables(*settings(), order.value)
 
     def export(button: Any) -> None:
-        path = save(*settings(), axis.value, smoothing.value, kind=button.description[-3:].lower())
-        about.value = f"<p>wrote {html.escape(str(path.relative_to(files.ROOT)))}</p>"
+        try:
+            path = save(*settings(), axis.value, smoothing.value, kind=button.description[-3:].lower())
+            about.value = f"<p>wrote {html.escape(str(path.relative_to(files.ROOT)))}</p>"
+        except OSError as error:  # which JupyterLab would only log
+            about.value = f"<p>not saved: {html.escape(str(error))}</p>"
 
     choose()
     which = ipywidgets.HBox([ipywidgets.HTML(description="variants", style=style), variants])

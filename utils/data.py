@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -59,17 +59,20 @@ class Split:
 class ImageData:
     """A data set. Its test images come from `read_test` only.
 
-    `checksum` is the SHA-256 of the training and validation images and labels. `can_flip` says that a mirrored image
-    is still an image of its class.
+    `can_flip` says that a mirrored image is still an image of its class.
     """
 
     name: str
     train: Split
     validation: Split
     class_names: tuple[str, ...]
-    checksum: str
     can_flip: bool = True
     _test: Callable[[], Split] | None = field(default=None, repr=False)
+
+    @cached_property
+    def checksum(self) -> str:
+        """The SHA-256 of the training and validation images and labels, computed when it is asked for."""
+        return _checksum(self.train, self.validation)
 
     @property
     def num_classes(self) -> int:
@@ -94,8 +97,7 @@ class ImageData:
             raise ValueError(f"take({n!r}) of {self.name}: expected {few} (one image a class) to {many} (all of them)")
         labels, ranks = self.train.labels, _rank_in_class(self.train.labels)
         in_turn = np.lexsort((labels.numpy(), ranks.numpy()))  # the first of each class, then the second of each, …
-        train = self.train[torch.from_numpy(np.sort(in_turn[:n]))]
-        return replace(self, train=train, checksum=_checksum(train, self.validation))
+        return replace(self, train=self.train[torch.from_numpy(np.sort(in_turn[:n]))])
 
     def join_validation(self) -> "ImageData":
         """The same data with its validation images behind its training images, and none left to choose by.
@@ -103,8 +105,7 @@ class ImageData:
         For a last training, when every choice was made on the validation images.
         """
         pairs = zip(vars(self.train).values(), vars(self.validation).values(), strict=True)
-        train, none = Split(*map(torch.cat, pairs)), self.validation[:0]
-        return replace(self, train=train, validation=none, checksum=_checksum(train, none))
+        return replace(self, train=Split(*map(torch.cat, pairs)), validation=self.validation[:0])
 
     def read_test(self, purpose: str) -> Split:
         """The test images. The reading is logged in results_dir()/test_reads.csv, with its `purpose`.
@@ -164,7 +165,6 @@ def load(
         train=train,
         validation=validation,
         class_names=tuple(class_names),
-        checksum=_checksum(train, validation),
         can_flip=known not in CHARACTERS,
         _test=partial(_read_test, read, options),
     )
@@ -210,7 +210,7 @@ def _checksum(*splits: Split) -> str:
         digest.update(str(tuple(split.images.shape)).encode())
         for images in split.images.split(4096):
             digest.update(images.contiguous().numpy())
-        digest.update(split.labels.numpy())
+        digest.update(split.labels.contiguous().numpy())
     return digest.hexdigest()
 
 
@@ -582,7 +582,8 @@ class Batches:
         if n == 0:
             raise ValueError("the split has no images: expected at least one")
         if not _is_whole(batch_size, 1, n if shuffle or drop_last else MAX_SEED):
-            raise ValueError(f"batch_size is {batch_size!r}: expected 1 to {n}, the number of images")
+            most = f"to {n}, the number of images" if shuffle or drop_last else "or more images"
+            raise ValueError(f"batch_size is {batch_size!r}: expected 1 {most}")
         if batch_size % share[1]:
             raise ValueError(f"batch_size is {batch_size}: expected a multiple of {share[1]}, the number of processes")
         largest = min(height, width) - 1

@@ -33,7 +33,7 @@ MATTERS = re.compile(  # environment variables that change what is computed, or 
     r"|LC_|LANG|MALLOC|COLAB|BINDER|.*_PROXY|LOCKED)",
     re.IGNORECASE,
 )
-SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|PROXY", re.IGNORECASE)  # of these, only that they are set
+SECRET = re.compile(r"TOKEN|KEY|SECRET|PASS|PROXY|JUPYTERHUB", re.IGNORECASE)  # of these, only that they are set
 SET_UP = "run `make lab`, or `pip install -r requirements.txt -c constraints.txt`"
 
 

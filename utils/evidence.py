@@ -31,12 +31,12 @@ def compare(
 ) -> pd.DataFrame:
     """Return one row for each other variant: how much better than `baseline` it is by `metric` ("split name").
 
-    Columns: variant, baseline, metric, n, difference (mean over seeds, positive: better), low, high (95 % interval),
-    p (two-sided, against `margin`), correlation (of the pairs), sampling_error (standard error of an accuracy by the
-    number of images of its split, where it is known), detectable (half of the interval: by how much a difference
-    that is found has to exceed `margin`), diverged (runs of either, which count as guessing), verdict. Raises
-    ValueError for fewer than two seeds or variants, seeds that are not those of the baseline, an unknown variant or
-    metric, and several learning rates a variant.
+    Columns: variant, baseline, metric, margin, n, difference (mean over seeds, positive: better), low, high (95 %
+    interval), p (two-sided, against `margin`), correlation (of the pairs), sampling_error (standard error of an
+    accuracy by the number of images of its split, where it is known), detectable (half of the interval: by how much a
+    difference that is found has to exceed `margin`), diverged (runs of either, which count as guessing), verdict.
+    Raises ValueError for fewer than two seeds or variants, seeds that are not those of the baseline, an unknown variant
+    or metric, and several learning rates a variant.
     """
     table = finals(runs, metric)
     if baseline not in table:
@@ -126,7 +126,11 @@ def finals(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
         raise ValueError(f"{several.idxmax()!r} has {several.max()} learning rates: compare variants at their best_lr")
     table = wanted.sort_values("epoch").drop_duplicates(["seed", "variant"], keep="last")
     table = table.pivot(index="seed", columns="variant", values="value")
-    return fill_diverged(table, runs, name)[list(dict.fromkeys(runs["variant"]))].sort_index()
+    table = fill_diverged(table, runs, name)
+    without = [variant for variant in dict.fromkeys(runs["variant"]) if variant not in table]
+    if without:
+        raise ValueError(f"{without[0]!r} has no {metric}: leave that variant out, or choose another metric")
+    return table[list(dict.fromkeys(runs["variant"]))].sort_index()
 
 
 def fill_diverged(table: pd.DataFrame, runs: pd.DataFrame, name: str) -> pd.DataFrame:

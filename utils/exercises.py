@@ -135,22 +135,35 @@ def progress() -> None:
 def solved_keys() -> set[str]:
     """Return the exercises that were solved on this machine: what `remember` wrote, and the empty set without that.
 
-    Warns of a note that is damaged.
+    Warns of a note that is damaged, or cannot be read.
     """
+    try:
+        return noted()
+    except OSError as error:
+        warn_of_the_note(error)
+        return set()
+
+
+def noted() -> set[str]:
+    """Return what `solved_keys` does, but raise OSError where the note is there and cannot be read just now."""
     try:
         return set(files.read_record(files.cache_dir() / SOLVED)["solved"])
     except FileNotFoundError:
         return set()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"the note of solved exercises, {SOLVED} in the cache folder, cannot be read ({error})"
-        warnings.warn(f"{what}: check your answers again, which writes it anew", stacklevel=3)
+    except (ValueError, KeyError, TypeError) as error:
+        warn_of_the_note(error)
         return set()
+
+
+def warn_of_the_note(error: Exception) -> None:
+    what = f"the note of solved exercises, {SOLVED} in the cache folder, cannot be read ({error})"
+    warnings.warn(f"{what}: check your answers again, which writes it anew", stacklevel=4)
 
 
 def remember(key: str) -> None:
     """Note in a file of the user's cache folder that an exercise is solved; that nothing can be written is no error."""
-    with contextlib.suppress(OSError), files.alone(path := files.cache_dir() / SOLVED):
-        files.write_record(path, {"solved": sorted({*solved_keys(), key})})
+    with contextlib.suppress(OSError, ValueError), files.alone(path := files.cache_dir() / SOLVED):
+        files.write_record(path, {"solved": sorted({*noted(), key})})
 
 
 def hint(key: str) -> None:
@@ -2083,6 +2096,12 @@ def roofline_share(*, a_multiply_add: int = 2, write: bool = True) -> float:
     return min(1.0, intensity * 40 / 800)
 
 
+def half_calculating(*, ways: int = 2, both: int = 1, steps: int = 3, bits: int = 8) -> float:
+    """Return how many images each of 8 GPUs needs, by lesson 07's assumptions, to calculate half of the time."""
+    talking = 7 * 100e-6 * both + ways * 7 / 8 * 4 * 25.6e6 / (10e9 / bits)  # s, over Ethernet
+    return talking * 60e12 / (steps * 8.2e9)
+
+
 LESSON_07 = {
     "07.where": Quiz(
         "The usual loop: a DataLoader that crops, flips and normalizes image by image, the network in fp32, and a loss "
@@ -2166,6 +2185,25 @@ LESSON_07 = {
             "Validation has no backward pass. What tells PyTorch so, and how many images fit through at once?",
         ),
         measure=watched_epoch,
+    ),
+    "07.half": Exercise(
+        expects="a number of images",
+        right=half_calculating(),
+        because="Talking takes 144 ms a step, whatever the batch, and that is how long so many images take.",
+        mistakes=(
+            Mistake(half_calculating(both=0), "Bytes are not all: each message has a latency, too."),
+            Mistake(half_calculating(ways=1), "The bytes go round twice: 2 (p - 1) / p times β n."),
+            Mistake(half_calculating(steps=1), "That is the way there alone: a step takes three times its FLOPs."),
+            Mistake(half_calculating(bits=1), "10 Gbit are 1.25 GB a second: a byte has 8 bits."),
+            Mistake(8 * half_calculating(), "Of one GPU, not of all eight."),
+            Mistake(half_calculating(both=2), "α is that of two messages together: (p - 1) α, not 2 (p - 1) α."),
+        ),
+        hints=(
+            "Half of the time: talking takes as long as calculating.",
+            "What does T(n, p) give for p = 8, and n the bytes of 25.6 million gradients?",
+            "How many FLOPs does a GPU do in that time, and how many does an image need in a step?",
+        ),
+        tolerance=0.003,
     ),
     "07.ridge": Exercise(
         expects="a number between 0 and 1",

@@ -204,13 +204,13 @@ def claimed(folder: str | Path) -> Iterator[None]:
 
 
 def is_claimed(folder: str | Path) -> bool:
-    """True if a process is in `claimed(folder)` just now."""
+    """True if a process is in `claimed(folder)` just now, or if that cannot be told: the lock is another user's."""
     if not (Path(folder) / CLAIM).exists():
         return False
     try:
         with claimed(folder):
             return False
-    except TimeoutError:
+    except (PermissionError, TimeoutError):
         return True
 
 

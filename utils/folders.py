@@ -1,9 +1,11 @@
 """Folders of images, one folder a class: listed, and decoded in parallel."""
 
+import contextlib
 import hashlib
 import os
 import re
 import stat
+import struct
 import unicodedata
 import warnings
 from collections import Counter
@@ -233,6 +235,8 @@ def decode(path: Path, size: tuple[int, int] | None = None, channels: int | None
         raise ValueError(f"{shown(path)} has too many pixels: {error} {remedy}") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{shown(path)} is not an image of a kind that is read ({', '.join(FORMATS)})") from error
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file can make Pillow raise nearly anything
         what = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{shown(path)} cannot be read: {what}") from error
@@ -248,7 +252,9 @@ def _limit(image: Image.Image) -> None:
 def _pixels(image: Image.Image, size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
     if size:
         image.draft(None, (2 * max(size),) * 2)  # lets a large JPEG be decoded at a half, a quarter, … of its size
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    with contextlib.suppress(SyntaxError, ValueError, KeyError, TypeError, struct.error):  # EXIF that is no EXIF
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
         deep = np.asarray(image)
         image = Image.fromarray(np.where(deep == image.info.get("transparency"), 255, deep // 256).astype(np.uint8))
@@ -292,4 +298,5 @@ def _mixed(listing: Listing, shapes: Counter) -> ValueError:
 def _unreadable(listing: Listing, failures: list[ValueError]) -> ValueError:
     examples = "; ".join(str(error) for error in failures[:3])
     more = "; …" if len(failures) > 3 else ""
-    return ValueError(f"{len(failures)} of {len(listing)} images are damaged, repair or remove them: {examples}{more}")
+    what = f"{len(failures)} of {len(listing)} images cannot be read"
+    return ValueError(f"{what}, repair or remove them: {examples}{more}")

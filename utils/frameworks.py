@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from utils import data, device, kernels, train
+from utils import data, device, kernels, loops, train
 from utils.model import CNN, CNNConfig
 
 REMEDY = "pip install -r requirements-bench.txt -c constraints.txt"
@@ -45,7 +46,7 @@ class Clock:
         """A step on so many images is done; the first one starts the clock, and the last one stops it."""
         first, self.images = self.images == 0, self.images + images
         if (first or self.images == self.expected) and self.where.type != "cpu":
-            torch.accelerator.synchronize()  # a GPU may still be at work
+            loops.synchronize(self.where)  # a GPU may still be at work
         self.end = time.perf_counter()
         if first:
             self.first, self.begin = images, self.end
@@ -162,7 +163,8 @@ def fit_with_lightning(
     torch.manual_seed(recipe.seed)
     module = Module().to(memory_format=memory_format)
     with quiet(), memory(all_ours), tempfile.TemporaryDirectory() as folder:
-        place = {"accelerator": where.type, "devices": 1, "default_root_dir": folder}
+        own = [where.index or 0] if where.type == "cuda" else 1
+        place = {"accelerator": where.type, "devices": own, "default_root_dir": folder}
         pl.Trainer(max_epochs=recipe.epochs, callbacks=[Stopwatch()], **place, **settings).fit(module, batches)
     return clock.speed()
 
@@ -188,11 +190,18 @@ def fit_with_fastai(
     torch.manual_seed(recipe.seed)
     model = network(all_ours).to(where, memory_format=memory_format)
     if all_ours:
-        model.forward = device.autocast(where, device.pick_precision(where))(model.forward)
+        precision, forward = device.pick_precision(where), model.forward
+
+        def autocast_forward(images: Tensor) -> Tensor:
+            with device.autocast(where, precision):
+                return forward(images)
+
+        model.forward = autocast_forward
     optimizer = OptimWrapper(opt=train.make_optimizer(model, recipe))
     moms = (recipe.momentum,) * 3  # ours is constant
     with quiet(), memory(all_ours), tempfile.TemporaryDirectory() as folder:
         loaders = DataLoaders(batches, [], path=folder)  # nothing to validate on: that would not be counted
+        loaders._device = where  # else fastai's own choice; its setter would ask the batches to move
         learner = Learner(loaders, model, F.cross_entropy, opt_func=lambda *_, **__: optimizer, **settings)
         learner.fit_one_cycle(recipe.epochs, recipe.lr, pct_start=recipe.warmup, moms=moms, cbs=Stopwatch())
     return clock.speed()

@@ -46,7 +46,10 @@ class Conv2d(nn.Conv2d):
         if not square or self.groups > 1 or self.dilation != (1, 1) or self.padding_mode != "zeros":
             return None
         (kernel, _), (stride, _), (padding, _) = self.kernel_size, self.stride, self.padding
-        small = math.prod(out_side(side, kernel, stride, padding) for side in x.shape[2:]) <= SMALL_MAP
+        sides = [out_side(side, kernel, stride, padding) for side in x.shape[2:]]
+        if min(sides) < 1 or x.dtype == torch.float64:  # an error of PyTorch's, and what autocast leaves alone
+            return None
+        small = math.prod(sides) <= SMALL_MAP
         if dtype == torch.float32:
             worth_it = small and kernel > 1 and self.training and self.in_channels >= MANY
             worth_it = worth_it and len(x) >= LARGE_BATCH  # last: asked in an export, it would fix the number of images

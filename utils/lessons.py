@@ -1,5 +1,6 @@
 """The lessons of the course: what each is about, where it opens, and how long it takes; the table in the README."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,12 +50,18 @@ ABOUT = {  # three sentences each: what it asks, what you do, what you will see
 }
 
 
+def prose(name: str, root: Path = files.ROOT) -> str:
+    """Return the text cells of a lesson ("01_data_statistics"), of its notebook: a handout has no text twin."""
+    cells = json.loads((root / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
 def title(name: str, root: Path = files.ROOT) -> str:
-    """Return the title of a lesson ("01_data_statistics"): what stands in its first heading, before the colon."""
-    for line in (root / "notebooks" / "src" / f"{name}.py").read_text(encoding="utf-8").splitlines():
-        if line.startswith("# # "):
-            return line.removeprefix("# # ").partition(":")[0]
-    raise ValueError(f"notebooks/src/{name}.py has no heading: expected a line that begins with '# # '")
+    """Return the title of a lesson: what stands in its first heading, before the colon."""
+    for line in prose(name, root).splitlines():
+        if line.startswith("# "):
+            return line.removeprefix("# ").partition(":")[0]
+    raise ValueError(f"notebooks/{name}.ipynb has no heading: expected a line of text that begins with '# '")
 
 
 def seconds(rows: pd.DataFrame) -> dict[str, float]:
@@ -79,13 +86,12 @@ def measured(rows: pd.DataFrame, measurement: str, unit: str, suffix: str) -> di
     return dict(zip(names, rows["median"], strict=True))
 
 
-def reading(name: str, root: Path = files.ROOT) -> str:
+def reading(name: str, root: Path = files.ROOT) -> int:
     """Return how many minutes of reading the head of a lesson promises."""
-    text = (root / "notebooks" / "src" / f"{name}.py").read_text(encoding="utf-8")
-    found = re.search(r"Reading takes about (\d+) minutes", " ".join(text.replace("#", " ").split()))
+    found = re.search(r"Reading takes about (\d+) minutes", " ".join(prose(name, root).split()))
     if found is None:
-        raise ValueError(f"notebooks/src/{name}.py lacks the sentence 'Reading takes about N minutes'")
-    return f"{found[1]} min"
+        raise ValueError(f"notebooks/{name}.ipynb lacks the sentence 'Reading takes about N minutes'")
+    return int(found[1])
 
 
 def expected(images_per_second: float) -> dict[str, float]:
@@ -113,10 +119,12 @@ def table(took: Mapping[str, float], memory: Mapping[str, float], alone: Mapping
     for name, about in ABOUT.items():
         number = str(int(name[:2]))
         time, space = f"{took[name]:.0f} s", f"{memory[name]:.1f} GB"
-        cells = (number, f"[{title(name)}](notebooks/{name}.ipynb)", about, reading(name), time, space)
+        cells = (number, f"[{title(name)}](notebooks/{name}.ipynb)", about, f"{reading(name)} min", time, space)
         lines.append(f"| {' | '.join(cells)} | {links.in_words(name)} |")
     slow = f"{min(alone.values()):.0f} to {max(alone.values()):.0f} s"
-    lines += ["", f"On one core without bf16 instructions, which is about what Binder lends, they run for {slow}."]
+    hours = sum(map(reading, ABOUT)) / 60
+    lines += ["", f"To read all of them takes some {hours:.0f} hours; the exercises come on top."]
+    lines += [f"On one core without bf16 instructions, which is about what Binder lends, they run for {slow}."]
     return "\n".join(lines)
 
 

@@ -42,8 +42,8 @@ def moved(text: str, course: str, ref: str) -> str:
     old, new = COURSE.removeprefix("https://github.com/"), course.removeprefix("https://github.com/")
     text = text.replace(f"{COLAB}/github/{old}/blob/{REF}/", f"{COLAB}/github/{new}/blob/{ref}/")
     text = text.replace(f"{BINDER}/v2/gh/{old}/{REF}?", f"{BINDER}/v2/gh/{new}/{ref}?")
-    text = text.replace(f'COURSE, REF = "{COURSE}", "{REF}"', f'COURSE, REF = "{course}", "{ref}"')
-    return re.sub(rf"{re.escape(COURSE)}(?![\w-])", course, text)
+    text = text.replace(f'COURSE, REF = "{COURSE}", "{REF}"', f'COURSE, REF = "{COURSE}", "{ref}"')
+    return re.sub(rf"{re.escape(COURSE)}(?![\w-]|\.(?!git\b)\w)", course, text)  # not of cnn-course.github.io
 
 
 def move(course: str, ref: str, root: Path = ROOT) -> list[Path]:

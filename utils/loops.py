@@ -441,8 +441,10 @@ def matmul_peak(where: torch.device, precision: str, repeats: int = 5, side: int
 
 def synchronize(where: torch.device) -> None:
     """Wait until a GPU has done what it was given; a CPU always has."""
-    if where.type in ("cuda", "mps"):
-        getattr(torch, where.type).synchronize()
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+    if where.type == "mps":
+        torch.mps.synchronize()
 
 
 def step_flops(network: nn.Module, image: tuple[int, int, int]) -> float:

@@ -345,6 +345,8 @@ def scale_residual_branches(model: CNN) -> None:
             last = block.conv2 if isinstance(block.norm2, nn.Identity) else block.norm2
             with torch.no_grad():
                 last.weight.div_(len(layer))
+                if last is block.conv2 and last.bias is not None:  # PyTorch's initialization does not begin it at 0
+                    last.bias.div_(len(layer))
 
 
 def he_gain(activation: str) -> float:

@@ -16,10 +16,11 @@ def orthogonalized(matrix: Tensor, steps: int = 5, dtype: torch.dtype | None = N
 
     Five steps bring those above 1/500 of the matrix's norm to 0.6 to 1.2; smaller ones grow by 3.4 a step, and stay
     small. By `steps` Newton–Schulz iterations X ← aX + (bA + cA²)X with A = XXᵀ, all products of matrices in `dtype`:
-    bf16 by default, whose few digits are enough here, or fp32 where the device has no instructions for bf16.
+    bf16 by default, whose few digits are enough here, or fp32 where the device has no instructions for bf16, and fp64
+    for a matrix in fp64.
     """
     a, b, c = COEFFICIENTS
-    x = matrix.to(dtype or fast_dtype(matrix.device))
+    x = matrix.to(dtype or (matrix.dtype if matrix.dtype == torch.float64 else fast_dtype(matrix.device)))
     x = x.t() if matrix.shape[0] > matrix.shape[1] else x  # A is then the smaller square
     x = x / x.norm().clamp_min(1e-7)
     for _ in range(steps):

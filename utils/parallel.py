@@ -68,6 +68,9 @@ def join(where: torch.device) -> Iterator[None]:
     if where.type not in ("cpu", "cuda"):
         raise ValueError(f"several processes cannot share a run on {where.type!r}: choose --device cpu or cuda")
     if where.type == "cuda":
+        alone = os.environ.get("LOCAL_WORLD_SIZE") == "1"
+        if not alone and where.index != (own := int(os.environ["LOCAL_RANK"])):
+            raise ValueError(f"process {own} of this machine cannot share {where} with another: choose --device cuda")
         torch.cuda.set_device(where)
     dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
     with stopped_by_torchrun():

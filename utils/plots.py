@@ -665,8 +665,9 @@ def confusion(matrix: Tensor, class_names: Sequence[str]) -> Figure:
     fig, ax = plt.subplots(figsize=(min(side, 7.4), min(side, 7.4) * 0.86))
     ax.imshow(shares**0.4, cmap="Blues", vmin=0, vmax=1.25)
     for row, column in (matrix > 0).nonzero().tolist() if len(class_names) <= 20 else ():
-        bold = {"color": "white", "fontweight": "bold"} if row == column else {"color": INK}
-        ax.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=9.5, **bold)
+        weight, dark = "bold" if row == column else "normal", shares[row, column] ** 0.4 > 0.6
+        style = {"color": "white" if dark else INK, "fontweight": weight, "fontsize": 9.5}
+        ax.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", **style)
     names = [plain(name) for name in class_names]
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(names)), names)

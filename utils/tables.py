@@ -56,10 +56,10 @@ def read_record(path: str | Path, remedy: str) -> dict[str, Any]:
 
 def _parsed(path: Path, text: bytes, remedy: str, columns: Sequence[str], dtype: Any) -> pd.DataFrame:
     try:
-        rows = pd.read_csv(io.BytesIO(text), dtype=dtype)
-        if "variant" in rows:  # a name, also one that looks like a number, or like none (0.1, None, NA)
-            names = pd.read_csv(io.BytesIO(text), usecols=["variant"], dtype=str, keep_default_na=False)
-            rows["variant"] = names["variant"]
+        rows = pd.read_csv(io.BytesIO(text), dtype=dtype, float_precision="round_trip")
+        names = [name for name in ("variant", "run") if name in rows]
+        if names:  # also those that look like a number, or like none (0.1, None, NA)
+            rows[names] = pd.read_csv(io.BytesIO(text), usecols=names, dtype=str, keep_default_na=False)[names]
     except (ValueError, OverflowError) as error:
         raise ResultsError(f"{path} is no table that can be read ({error}): {remedy}") from error
     missing = [name for name in columns if name not in rows]

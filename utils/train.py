@@ -460,12 +460,15 @@ def restore(out: Path | None, stateful: dict[str, Any], generator: torch.Generat
         )
     checkpoint.load_weights(stateful["model"], saved["states"]["model"], path)
     for name, part in stateful.items():
-        part.load_state_dict(saved["states"][name])
-    for weight, state in stateful[
-        "optimizer"
-    ].state.items():  # CUDA's fused SGD wants them in the weights' memory order
-        if state.get("momentum_buffer") is not None:
-            state["momentum_buffer"] = torch.empty_like(weight).copy_(state["momentum_buffer"])
+        try:
+            part.load_state_dict(saved["states"][name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            what = f"the state of {name} in {path} does not fit ({error})"
+            raise checkpoint.CheckpointError(f"{what}: give the same settings to resume it") from error
+    for weight, state in stateful["optimizer"].state.items():
+        for name, value in state.items():  # fused optimizers want them in the weights' memory order
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
     generator.set_state(saved["draws"]["data"])
     set_random_state(saved["draws"]["dropout"], next(stateful["model"].parameters()).device)
     return saved["progress"]
