@@ -1076,7 +1076,7 @@ def test_the_split_itself_is_not_changed():
 @pytest.mark.parametrize(
     ("n", "options", "message"),
     [
-        (10, {"batch_size": 0}, "batch_size is 0: expected 1 to 10"),
+        (10, {"batch_size": 0}, "batch_size is 0: expected 1 or more images"),
         (10, {"batch_size": 11, "shuffle": True}, "batch_size is 11: expected 1 to 10, the number of images"),
         (10, {"batch_size": 11, "drop_last": True}, "batch_size is 11: expected 1 to 10"),
         (10, {"batch_size": 5, "crop_padding": 8}, "crop_padding is 8: expected 0 to 7 for images of 8×8"),

@@ -178,6 +178,7 @@ def test_scaled_residual_branches_without_a_norm_begin_at_their_share(init):
     branches = {}
     for scaled in (True, False):
         config = CNNConfig(width=8, depth=10, norm="none", init=init, scale_residual=scaled)
+        torch.manual_seed(0)
         block = CNN(config).layers[0][0]
         block.conv2.register_forward_hook(lambda *args, scaled=scaled: branches.update({scaled: args[2]}))
         block(torch.ones(1, 8, 14, 14))

@@ -56,7 +56,7 @@ def read_record(path: str | Path, remedy: str) -> dict[str, Any]:
 
 def _parsed(path: Path, text: bytes, remedy: str, columns: Sequence[str], dtype: Any) -> pd.DataFrame:
     try:
-        rows = pd.read_csv(io.BytesIO(text), dtype=dtype, float_precision="round_trip")
+        rows = pd.read_csv(io.BytesIO(text), dtype=dtype)
         names = [name for name in ("variant", "run") if name in rows]
         if names:  # also those that look like a number, or like none (0.1, None, NA)
             rows[names] = pd.read_csv(io.BytesIO(text), usecols=names, dtype=str, keep_default_na=False)[names]
