@@ -552,7 +552,9 @@ def execution_of(lesson: Path, environment: Mapping[str, str] = CPU, cores: int 
             if cores:
                 call(process, keep_to, cores)()
             begin = time.perf_counter()
-            call(process, subprocess.run, [*command, str(lesson)], check=True, capture_output=True)()
+            done = call(process, subprocess.run, [*command, str(lesson)], capture_output=True, text=True)()
+            if done.returncode:
+                raise RuntimeError(f"{lesson.name} ends in an error on this machine:\n{done.stderr.strip()[-2000:]}")
             return time.perf_counter() - begin, call(process, peak_memory, of_children=True)()
 
 
