@@ -54,6 +54,7 @@ def measured(tmp_path_factory) -> Path:
 def tiny(measured, tmp_path, monkeypatch) -> Path:
     """A copy of those results, to be damaged."""
     monkeypatch.setattr(experiments, "EXPERIMENTS", {"tiny": TINY})
+    monkeypatch.setattr(ablation, "load", few_to_check)
     monkeypatch.setenv("CNN_RESULTS_DIR", str(shutil.copytree(measured, tmp_path / "results")))
     return tmp_path / "results"
 
@@ -184,7 +185,6 @@ def test_fresh_rows_are_not_stale(tiny):
 
 def test_rows_are_read_as_they_were_measured(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("CNN_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(ablation, "load", few_to_check)
     again, shipped = experiments.measure("tiny", **OPTIONS), experiments.load("tiny")
     for ours, theirs in ((again.sweep, shipped.sweep), (again.runs, shipped.runs)):
         pd.testing.assert_frame_equal(ours.drop(columns="seconds"), theirs.drop(columns="seconds"), check_exact=True)

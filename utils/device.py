@@ -48,6 +48,14 @@ def pick(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def synchronize(where: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU always has."""
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+    if where.type == "mps":
+        torch.mps.synchronize()
+
+
 def pick_precision(device: torch.device, name: str = "auto") -> str:
     """Return "fp32", "bf16", "fp16" or "fp64". "auto" is the fastest that `device` multiplies natively.
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from utils import data, device, kernels, loops, train
+from utils import data, device, kernels, train
 from utils.model import CNN, CNNConfig
 
 REMEDY = "pip install -r requirements-bench.txt -c constraints.txt"
@@ -46,7 +46,7 @@ class Clock:
         """A step on so many images is done; the first one starts the clock, and the last one stops it."""
         first, self.images = self.images == 0, self.images + images
         if (first or self.images == self.expected) and self.where.type != "cpu":
-            loops.synchronize(self.where)  # a GPU may still be at work
+            device.synchronize(self.where)  # a GPU may still be at work
         self.end = time.perf_counter()
         if first:
             self.first, self.begin = images, self.end

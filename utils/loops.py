@@ -82,12 +82,12 @@ def with_tricks(tricks: Tricks, images: int, folder: str) -> float:
     _, batches, step = prepare(tricks, images, folder)
     with memory_of(tricks):
         step(*next(iter(batches)))
-        synchronize(device.pick())
+        device.synchronize(device.pick())
         begin, count = time.perf_counter(), 0
         for pixels, labels in batches:
             step(pixels, labels)
             count += len(labels)
-        synchronize(device.pick())
+        device.synchronize(device.pick())
         seconds = time.perf_counter() - begin
     return count / seconds
 
@@ -107,7 +107,7 @@ def seconds_to(accuracy: float, tricks: Tricks, folder: str, seed: int, most: in
             step(pixels, labels)
             count += len(labels)
             if count % 1024 == 0:
-                synchronize(device.pick())
+                device.synchronize(device.pick())
                 seconds += time.perf_counter() - begin
                 if train.evaluate(model, look, stats)["accuracy"] >= accuracy:
                     return seconds, count
@@ -431,20 +431,12 @@ def matmul_peak(where: torch.device, precision: str, repeats: int = 5, side: int
     a, b = (torch.randn(side, side, device=where, dtype=device.PRECISIONS[precision]) for _ in range(2))
     seconds = []
     for _ in range(repeats + 1):
-        synchronize(where)
+        device.synchronize(where)
         begin = time.perf_counter()
         a @ b
-        synchronize(where)
+        device.synchronize(where)
         seconds.append(time.perf_counter() - begin)
     return 2 * side**3 / min(seconds[1:])
-
-
-def synchronize(where: torch.device) -> None:
-    """Wait until a GPU has done what it was given; a CPU always has."""
-    if where.type == "cuda":
-        torch.cuda.synchronize(where)
-    if where.type == "mps":
-        torch.mps.synchronize()
 
 
 def step_flops(network: nn.Module, image: tuple[int, int, int]) -> float:

@@ -1329,14 +1329,13 @@ corrupted += f"after a correction for all, they help with {named(clear['help'])}
 flipped = "; ".join(f"{run} {points(row, 2)}" for run, row in twice.items())
 smoothed_clean, smoothed_right, smoothed_sure = map(points, smoothing.values())
 by_data = "; ".join(f"on {name} {points(each, 2)}" for name, each in harder.items())
+runs += f"\n\n**One recipe for both?** Harder looks, for twice as many epochs: {by_data}."
 
 # %%
 Markdown(f"""
 **How good does it get?** Everything together, with no test-time tricks:
 
 {runs}
-
-**One recipe for both?** Harder looks, for twice as many epochs: {by_data}.
 
 **What helped?** All six steps: {all_steps}, **{total["verdict"]}**. One by one, each on top of those before:
 

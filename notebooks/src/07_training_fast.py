@@ -324,12 +324,11 @@ print("without .item(): ×", said(item))
 print("memory kept: ×", said(kept))
 gains = {name: fall.loc[f"gain at the end: {name}", "median"] for name in list(loops.WATERFALL)[1:-1]}
 saved = {name: fall.loc[[f"saved: {name}", f"saved at the end: {name}"]] for name in gains}  # µs an image
-print(f"\n{'':<21} at the end:    microseconds an image that it saves")
+print(f"\n{'':<21} at the end:    µs an image that it saves (median, range of {fall['n'].iloc[0]} rounds)")
 print(f"{'':<21} times faster   {'in order':<20} at the end")
 for name, gain in sorted(gains.items(), key=lambda pair: -pair[1]):
     in_order, at_end = (f"{round(row.median):4} ({row.min:.0f} to {row.max:.0f})" for row in saved[name].itertuples())
     print(f"{name:<21} × {gain:<12.2f} {in_order:<20} {at_end}{', with the own kernels' * (name == 'bf16')}")
-print(f"(medians; in brackets, the lowest and highest of {fall['n'].iloc[0]} rounds)")
 without_gain = "no .item() a step", "memory kept", "pool before norm"
 for name, kind in itertools.product(without_gain, ("gain", "gain at the end")):
     assert fall.loc[f"{kind}: {name}", "min"] < 1 < fall.loc[f"{kind}: {name}", "max"], "no gain that shows"
@@ -1271,10 +1270,9 @@ Markdown(f"""
 - **Nothing that these rounds show**: no `.item()` at every step (× {said(item)}, on a CPU), and keeping the memory that
   tensors free (× {said(kept)}).
 - **Only with the right instructions**: bf16. With AVX2 alone it is × {narrow["median"]:.2f}.
-- **Cost in accuracy** (n = {n_pairs} pairs): none shown for bf16 ({points_of["bf16"]}) and the own kernels
-  ({points_of["own kernels"]}), nor for another network, pooling before the norm ({points_of["pool before norm"]};
-  what it gains, some {least:.0f} µs an image by its layers' times, is too small for these rounds). Batches of 512 cost
-  ({points_of["batches of 512"]}), for as many images, so a quarter of the steps, at rates in proportion, not tuned.
+- **Cost in accuracy** (n = {n_pairs} pairs): none shown for bf16 ({points_of["bf16"]}), own kernels
+  ({points_of["own kernels"]}), pooling before the norm ({points_of["pool before norm"]}; its gain, some {least:.0f} µs
+  an image by its layers' times, is too small for these rounds). Batches of 512: {points_of["batches of 512"]}, untuned.
 - **Seconds to 85 %**, of the usual loop against all tricks: {target["pool before norm"]} in batches of 128,
   {target["batches of 512"]} in batches of 512, at rates in proportion, not tuned. Images a second are not learning a
   second.
