@@ -237,7 +237,7 @@ def draw_waterfall(ax, speeds, here):
 fig, ax = plt.subplots(figsize=(7.6, 4.2))
 draw_waterfall(ax, fall[fall.index.str.startswith(("up to", "gain:"))], speeds_here)
 ax.legend(loc="upper right")
-title = f"×: the rounds' ratios to the row above (n = {fall['n'].iloc[0]}); red: network or recipe changed"
+title = f"×: the rounds' ratios to the row above (n = {fall['n'].iloc[0]}); orange: network or recipe changed"
 ax.set_title(title, loc="left", fontsize=10)
 plots.save(fig, "07_waterfall", "Images a second, trick by trick: about three times as many as by the usual loop")
 
