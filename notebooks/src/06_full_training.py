@@ -541,8 +541,8 @@ harder = {}
 for name in ("fashion-mnist", "cifar10-jpeg"):
     pair = tested[[f"{name}, photos", name]].dropna().to_numpy().T
     harder[name] = evidence.paired(*pair)
-    print(f"{name}: harder looks, twice the epochs: {evidence.points(harder[name], 2)}", end=", ")
-    print(f"{minutes[f'{name}, photos']:.1f} minutes in the place of {minutes[name]:.1f}")
+    print(f"{name}: harder looks, twice the epochs: {evidence.points(harder[name], 2)},")
+    print(f"    {minutes[f'{name}, photos']:.1f} minutes in the place of {minutes[name]:.1f}")
 assert experiments.PHOTOS.epochs == 2 * experiments.FULL.epochs
 assert harder["cifar10-jpeg"]["low"] > 2
 assert -0.5 < harder["fashion-mnist"]["low"] < 0 < harder["fashion-mnist"]["high"] < 0.5, "neither gain nor loss"
