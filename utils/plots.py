@@ -660,12 +660,12 @@ def confusion(matrix: Tensor, class_names: Sequence[str]) -> Figure:
 
     The colour is the share of the row, on a scale in which rare mistakes show; counts of zero are left out.
     """
-    shares = (matrix / matrix.sum(1, keepdim=True).clamp_min(1)).numpy()
+    shades = (matrix / matrix.sum(1, keepdim=True).clamp_min(1)).numpy() ** 0.4
     side = 1.8 + 0.5 * len(class_names)
     fig, ax = plt.subplots(figsize=(min(side, 7.4), min(side, 7.4) * 0.86))
-    ax.imshow(shares**0.4, cmap="Blues", vmin=0, vmax=1.25)
+    ax.imshow(shades, cmap="Blues", vmin=0, vmax=1.25)
     for row, column in (matrix > 0).nonzero().tolist() if len(class_names) <= 20 else ():
-        weight, dark = "bold" if row == column else "normal", shares[row, column] ** 0.4 > 0.6
+        weight, dark = "bold" if row == column else "normal", shades[row, column] > 0.8  # lighter blue bears ink better
         style = {"color": "white" if dark else INK, "fontweight": weight, "fontsize": 9.5}
         ax.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", **style)
     names = [plain(name) for name in class_names]
